@@ -10,7 +10,8 @@
     python run.py pretrain | doctor    the other commands of `python -m rlhf_lab`
 
 What follows the command is passed on: `python run.py demo --seed 1`, `python run.py test -k gae`. The first
-call makes .venv beside this file and installs the versions of constraints.txt in it. Later ones start at once.
+call makes .venv beside this file and installs the versions of constraints.txt in it. Later calls start at
+once.
 
 Only the standard library is used here, and the file parses under older versions of Python so that those get a
 sentence instead of a syntax error.
@@ -77,7 +78,7 @@ def say(text):
     print(text, flush=True)
 
 
-# ---- the environment --------------------------------------------------------------------------------
+# ---- the environment ---------------------------------------------------------------------------------------
 
 
 def requirement_hash():
@@ -123,8 +124,9 @@ def pip(*arguments, quiet=False):
     """Run pip in the environment, show what it downloads, and return (exit status, its last lines)."""
     command = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", "--progress-bar=off"]
     tail = deque(maxlen=20)
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "errors": "replace"}
-    with subprocess.Popen([*command, *arguments], cwd=ROOT, env=environment(), encoding="utf-8", **streams) as process:
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8"}
+    streams["errors"] = "replace"
+    with subprocess.Popen([*command, *arguments], cwd=ROOT, env=environment(), **streams) as process:
         for line in process.stdout:
             tail.append(line.rstrip())
             if not quiet:
@@ -218,7 +220,7 @@ def ensure_environment(extra):
     say(f"Ready after {time.monotonic() - start:.0f} s; from now on this step takes no time.\n")
 
 
-# ---- running ----------------------------------------------------------------------------------------
+# ---- running -----------------------------------------------------------------------------------------------
 
 
 def environment(**extra):
@@ -257,7 +259,6 @@ TEST_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "OMP_NUM_THREADS": "1",
-    "JUPYTER_PLATFORM_DIRS": "1",
 }
 UNIT, NOTEBOOKS = "unit tests and doctests", "notebooks"
 
@@ -343,7 +344,7 @@ def command_notebooks(arguments):
     names = [text for text in arguments if text != "--write"]
     if "--write" in arguments:
         books = names or sorted(str(path) for path in (ROOT / "notebooks").glob("*.ipynb"))
-        return call(["-m", "rlhf_lab.course", "execute", *books], OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
+        return call(["-m", "rlhf_lab.course", *books], OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
     start = time.monotonic()
     stages = pytest_stages(names if any(".ipynb" in name for name in names) else ["notebooks", *names])
     statuses, counts = run_pytest(stages)
