@@ -204,7 +204,10 @@ def ensure_environment(extra):
     start = time.monotonic()
     if not PYTHON.exists():
         make_venv()
-    say("Installing the tested versions. The first time this downloads some 500 MB and takes a few minutes.")
+    if stamped is None:
+        say("Installing the tested versions: some 500 MB to download, which takes a few minutes, once.")
+    else:
+        say("Bringing the environment up to date with constraints.txt and pyproject.toml.")
     wanted |= extras if stamped == digest else set()
     install_torch()
     target = f"{ROOT}[{','.join(sorted(wanted))}]" if wanted else str(ROOT)
