@@ -244,17 +244,16 @@ def environment(**extra):
 
 def call(arguments, **extra):
     """Run the environment's Python and return its exit code; an interrupt is the child's to handle."""
+    # Ctrl-C reaches the child too, which saves what it has; this process waits for that. The child would inherit
+    # SIG_IGN, so it is an empty handler.
+    interrupt = signal.signal(signal.SIGINT, lambda *_: None)
     process = subprocess.Popen([str(PYTHON), *arguments], cwd=ROOT, env=environment(**extra))
-    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    terminate = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
-        while True:
-            try:
-                status = process.wait()
-                break
-            except KeyboardInterrupt:
-                continue  # the child got it too, and saves what it has
+        status = process.wait()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGTERM, terminate)
     return 128 - status if status < 0 else status
 
 
@@ -318,6 +317,8 @@ def run_pytest(stages):
             arguments = ["-m", "pytest", "-q", "--junit-xml=" + report, *arguments]
             statuses[stage] = call(arguments, **TEST_ENVIRONMENT, **backend)
             counts += count_outcomes(report)
+        if statuses[stage] == 2:  # interrupted
+            break
     return statuses, counts
 
 

@@ -227,8 +227,8 @@ def test_exit_codes_and_variables_pass_through(run):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of a process group")
 def test_an_interrupt_lets_the_child_finish(tmp_path):
-    child = "import signal\nprint('ready', flush=True)\ntry:\n    signal.pause()\nexcept KeyboardInterrupt:\n"
-    child += "    print('saved', flush=True)\n    raise SystemExit(3)\n"
+    child = "import signal\ntry:\n    print('ready', flush=True)\n    signal.pause()\n"
+    child += "except KeyboardInterrupt:\n    print('saved', flush=True)\n    raise SystemExit(3)\n"
     parent = "import importlib.util, sys; s = importlib.util.spec_from_file_location('run', 'run.py')\n"
     parent += "run = importlib.util.module_from_spec(s); s.loader.exec_module(run)\n"
     parent += f"run.PYTHON = run.Path(sys.executable); sys.exit(run.call(['-c', {child!r}]))"
@@ -334,3 +334,17 @@ def test_the_closing_line_counts_everything(run, monkeypatch, capsys, lint, stat
     monkeypatch.setattr(run, "call", call)
     assert run.command_test(["tests"]) == code
     assert closing in capsys.readouterr().out.splitlines()[-1]
+
+
+# ---- the browser -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ci", "outcome"), [("true", pytest.fail.Exception), ("", pytest.skip.Exception)])
+def test_a_missing_browser_fails_only_under_ci(monkeypatch, ci, outcome):
+    spec = importlib.util.spec_from_file_location("conftest_under_test", ROOT / "tests" / "conftest.py")
+    conftest = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(conftest)
+    monkeypatch.setenv("CI", ci)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(outcome, match="no chromium"):
+        conftest.require_chromium()
