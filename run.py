@@ -244,8 +244,8 @@ def environment(**extra):
 
 def call(arguments, **extra):
     """Run the environment's Python and return its exit code; an interrupt is the child's to handle."""
-    # Ctrl-C reaches the child too, which saves what it has; this process waits for that. The child would inherit
-    # SIG_IGN, so it is an empty handler.
+    # Ctrl-C reaches the child too, which saves what it has; this process waits for that. An empty
+    # handler, because the child would inherit SIG_IGN.
     interrupt = signal.signal(signal.SIGINT, lambda *_: None)
     process = subprocess.Popen([str(PYTHON), *arguments], cwd=ROOT, env=environment(**extra))
     terminate = signal.signal(signal.SIGTERM, lambda *_: process.terminate())

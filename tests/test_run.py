@@ -102,7 +102,9 @@ def test_pins_have_no_local_tag():
 
 def test_everything_that_is_brought_in_is_pinned():
     # torch's own CUDA packages are pinned by torch, build by build
-    missing = {name for name in closure(requirements("test")) - set(pins()) if "nvidia" not in name}
+    needed = closure(requirements("test"))
+    assert {"sympy", "tornado", "coverage"} <= needed  # two steps away: the walk does go on
+    missing = {name for name in needed - set(pins()) if "nvidia" not in name}
     assert missing - {"triton", "cuda-bindings", "cuda-toolkit", "cuda-pathfinder"} == set()
 
 
@@ -334,6 +336,12 @@ def test_the_closing_line_counts_everything(run, monkeypatch, capsys, lint, stat
     monkeypatch.setattr(run, "call", call)
     assert run.command_test(["tests"]) == code
     assert closing in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_an_interrupt_ends_the_whole_run(run, monkeypatch):
+    monkeypatch.setattr(run, "call", lambda arguments, **variables: 2)
+    statuses, _ = run.run_pytest({run.UNIT: [], run.NOTEBOOKS: []})
+    assert statuses == {run.UNIT: 2}
 
 
 # ---- the browser -------------------------------------------------------------------------------------------
