@@ -1,0 +1,28 @@
+"""Pebble Town: a small world of language whose true reward is known.
+
+`facts` what is true, `sentences` the grammar, `skills` what is asked and who answers, `oracle` what a reply is worth,
+`raters` the simulated people who rank.
+"""
+
+from rlhf_lab.town.oracle import Verdict, score, score_replies
+from rlhf_lab.town.raters import CAREFUL, HURRIED, INATTENTIVE, MALICIOUS, SPAMMER, Rater
+from rlhf_lab.town.skills import (
+    BAD,
+    DEMONSTRATOR,
+    GOOD,
+    SKILLS,
+    WEB,
+    Author,
+    Prompt,
+    demonstrations,
+    documents,
+    prompts,
+    recognise,
+    reference_reply,
+)  # fmt: skip
+
+__all__ = [
+    "BAD", "CAREFUL", "DEMONSTRATOR", "GOOD", "HURRIED", "INATTENTIVE", "MALICIOUS", "SKILLS", "SPAMMER", "WEB",
+    "Author", "Prompt", "Rater", "Verdict", "demonstrations", "documents", "prompts", "recognise", "reference_reply",
+    "score", "score_replies",
+]  # fmt: skip
