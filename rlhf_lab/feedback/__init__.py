@@ -1,0 +1,1 @@
+"""Feedback from people and from AI: records, exchange formats, storage, cleaning, aggregation."""

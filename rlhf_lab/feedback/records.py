@@ -1,0 +1,208 @@
+"""Records of feedback: frozen, validated, and the same whether a person or a simulated rater gave it.
+
+A prompt is a `Conversation`: messages that end with the user's. What is simulated says so.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+ROLES = ("system", "user", "assistant")
+STATUSES = ("done", "skipped", "all_bad")
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation.
+
+    Attributes:
+        role: "system", "user" or "assistant".
+        content: the text as written.
+    """
+
+    role: str
+    content: str
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise ValueError(f"role is {self.role!r}; expected one of {ROLES}")
+        _check_text("content", self.content)
+
+
+Conversation = tuple[Message, ...]
+
+
+def as_conversation(prompt: str | Sequence[Message | Mapping]) -> Conversation:
+    """A prompt as messages: a str is one user message; mappings have the keys "role" and "content".
+
+    >>> as_conversation("Where is the zoo?")
+    (Message(role='user', content='Where is the zoo?'),)
+
+    Raises:
+        ValueError: no messages, something that is not a message, or a last message that is not the user's.
+    """
+    if isinstance(prompt, str):
+        return (Message("user", prompt),)
+    if not isinstance(prompt, Sequence) or not prompt:
+        raise ValueError(f"prompt is {prompt!r:.80}; expected a text or a non-empty list of messages")
+    messages = tuple(_as_message(item) for item in prompt)
+    if messages[-1].role != "user":
+        raise ValueError(f"prompt ends with a message of {messages[-1].role!r}; expected the user's last")
+    return messages
+
+
+def _as_message(item: Message | Mapping) -> Message:
+    if isinstance(item, Message):
+        return item
+    if not isinstance(item, Mapping) or not {"role", "content"} <= item.keys():
+        raise ValueError(f"message is {item!r:.80}; expected an object with 'role' and 'content'")
+    return Message(item["role"], item["content"])
+
+
+def _check_text(name: str, value: str) -> None:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {type(value).__name__}; expected text")
+
+
+def _check_prompt(prompt: Conversation) -> None:
+    if not isinstance(prompt, tuple) or prompt != as_conversation(prompt):
+        raise ValueError(f"prompt is {prompt!r:.80}; expected a Conversation: use as_conversation")
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A prompt and a reply to imitate."""
+
+    prompt: Conversation
+    response: str
+
+    def __post_init__(self) -> None:
+        _check_prompt(self.prompt)
+        _check_text("response", self.response)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Of two replies to one prompt, `chosen` was preferred to `rejected`."""
+
+    prompt: Conversation
+    chosen: str
+    rejected: str
+    rater: str = ""
+    simulated: bool = False
+
+    def __post_init__(self) -> None:
+        _check_prompt(self.prompt)
+        _check_text("chosen", self.chosen)
+        _check_text("rejected", self.rejected)
+        if self.chosen == self.rejected:
+            raise ValueError(
+                f"chosen and rejected are both {self.chosen!r:.60}; a comparison needs two different replies"
+            )
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """K replies to one prompt in the order of a rater.
+
+    Attributes:
+        prompt: the conversation.
+        replies: K texts.
+        tiers: indices into `replies`, best tier first; a tier of several is a tie. Every reply once when done, none
+            when skipped or all bad.
+        shown: the order on the screen, a permutation of the indices.
+        status: "done", "skipped" or "all_bad".
+        rater: who.
+        simulated: True where no person was asked.
+    """
+
+    prompt: Conversation
+    replies: tuple[str, ...]
+    tiers: tuple[tuple[int, ...], ...]
+    shown: tuple[int, ...]
+    status: str = "done"
+    rater: str = ""
+    simulated: bool = False
+
+    def __post_init__(self) -> None:
+        _check_prompt(self.prompt)
+        for reply in self.replies:
+            _check_text("reply", reply)
+        if len(self.replies) < 2:
+            raise ValueError(f"replies holds {len(self.replies)}; expected at least 2 to rank")
+        if self.status not in STATUSES:
+            raise ValueError(f"status is {self.status!r}; expected one of {STATUSES}")
+        everyone = list(range(len(self.replies)))
+        if sorted(self.shown) != everyone:
+            raise ValueError(f"shown is {self.shown}; expected a permutation of {everyone}")
+        ranked = sorted(index for tier in self.tiers for index in tier)
+        expected = everyone if self.status == "done" else []
+        if ranked != expected or () in self.tiers:
+            raise ValueError(
+                f"tiers is {self.tiers}; expected {expected} once each when {self.status}, no empty tier"
+            )
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """(better, worse) for every two replies in different tiers, as indices into `replies`.
+
+        >>> Ranking(as_conversation("Hi"), ("a", "b", "c"), ((2,), (0, 1)), (0, 1, 2)).pairs()
+        [(2, 0), (2, 1)]
+        """
+        return [
+            (better, worse)
+            for i, tier in enumerate(self.tiers)
+            for lower in self.tiers[i + 1 :]
+            for better in tier
+            for worse in lower
+        ]
+
+
+@dataclass(frozen=True)
+class Rating:
+    """A number for one reply, on a scale from `low` to `high`."""
+
+    prompt: Conversation
+    reply: str
+    score: float
+    low: float = 1.0
+    high: float = 5.0
+    rater: str = ""
+    simulated: bool = False
+
+    def __post_init__(self) -> None:
+        _check_prompt(self.prompt)
+        _check_text("reply", self.reply)
+        if not (math.isfinite(self.score) and self.low <= self.score <= self.high):
+            raise ValueError(f"score is {self.score}; expected a number from {self.low} to {self.high}")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A reply and how a rater would have written it."""
+
+    prompt: Conversation
+    reply: str
+    edited: str
+    rater: str = ""
+    simulated: bool = False
+
+    def __post_init__(self) -> None:
+        _check_prompt(self.prompt)
+        _check_text("reply", self.reply)
+        _check_text("edited", self.edited)
+
+
+@dataclass(frozen=True)
+class Comment:
+    """What a rater says of a reply in words."""
+
+    prompt: Conversation
+    reply: str
+    text: str
+    rater: str = ""
+    simulated: bool = False
+
+    def __post_init__(self) -> None:
+        _check_prompt(self.prompt)
+        _check_text("reply", self.reply)
+        _check_text("text", self.text)
