@@ -1,0 +1,700 @@
+"""RLHF with PPO, as in InstructGPT: a policy learns from a reward model on a KL leash.
+
+One iteration: sample replies, score them, turn scores and KL into one reward per token, estimate advantages,
+    and take
+a few epochs of clipped gradient steps on policy and value. The policy runs in eval mode throughout (no
+dropout), so the
+law that sampled is the law that is scored.
+Left out: several processes, reward whitening, per-token rewards from the reward model, value warm-up.
+"""
+
+import math
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from rlhf_lab import invariants
+from rlhf_lab.checkpoints import (
+    CheckpointError,
+    History,
+    generator_for,
+    graceful_interrupt,
+    load_checkpoint,
+    save_checkpoint,
+)
+from rlhf_lab.feedback.records import Conversation, as_conversation
+from rlhf_lab.kl import kl_k1, kl_k3
+from rlhf_lab.language_model import (
+    LanguageModel,
+    TokenBatch,
+    ValueHead,
+    forward,
+    length_groups,
+    make_batch,
+    response_log_probs,
+    token_log_probs,
+)
+from rlhf_lab.objectives import (
+    clip_fraction,
+    clipped_surrogate_objective,
+    clipped_value_loss,
+    entropy,
+    explained_variance,
+)
+from rlhf_lab.returns import gae
+from rlhf_lab.reward_model import RewardModel
+from rlhf_lab.rollouts import Rollout, sample_responses
+from rlhf_lab.tensors import masked_mean, masked_sum, masked_whiten
+
+CHECK_ROWS, CHECK_EVERY, CHECK_BUDGET = (
+    2,
+    10,
+    0.02,
+)  # rows re-scored, iterations between, share of forward tokens
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """AdamW and its schedule, for policy and value alike.
+
+    Attributes:
+        adam_epsilon: > 0. 1e-5 as in the PPO code bases; torch's 1e-8 takes larger first steps.
+        max_grad_norm: > 0; gradients of policy and of value model are clipped to this norm, each apart.
+        warmup_iterations: the learning rate rises linearly over these first iterations.
+        final_fraction: in [0, 1]; share of the rate left at the last iteration, a linear fall; 1 is constant.
+    """
+
+    adam_epsilon: float = 1e-5
+    max_grad_norm: float = 1.0
+    warmup_iterations: int = 0
+    final_fraction: float = 0.1
+
+    def __post_init__(self):
+        _require(self, ("adam_epsilon", "max_grad_norm"), lambda x: x > 0, "> 0")
+        _require(self, ("warmup_iterations",), lambda x: x >= 0, ">= 0")
+        _require(self, ("final_fraction",), lambda x: 0 <= x <= 1, "in [0, 1]")
+
+
+@dataclass(frozen=True)
+class RLHFConfig:
+    """Every choice of an RLHF run. Defaults are for the shipped model on Pebble Town.
+
+    Attributes:
+        iterations: sample-and-learn rounds, >= 1.
+        prompts_per_iteration: replies sampled in each, >= 1; all prompts are used before any is used twice.
+        max_new_tokens: limit of a reply, tokens.
+        temperature: > 0; divides the logits in sampling and in all scoring.
+        epochs: passes over each rollout, >= 1 (Ouyang 2022 takes 1 inner epoch, Stiennon 2020 4).
+        minibatch_rows: replies per optimiser step.
+        micro_batch: most rows in one forward and backward pass; changes memory, not the result.
+        learning_rate: of the policy, at its peak.
+        value_learning_rate: of the value model, or of the value head.
+        optimiser: AdamW's other settings and the schedule.
+        gae_lambda: in [0, 1]; gamma is 1 (Schulman 2016; 0.95 as in Ziegler 2019).
+        clip_epsilon: > 0, half width of the ratio's band (Schulman 2017: 0.2).
+        value_clip_epsilon: > 0, how far a value moves in one iteration, in units of the reward.
+        value_coef: >= 0, weight of the value loss; matters with value="policy_head", which shares weights.
+        entropy_coef: >= 0, weight of an entropy bonus, in reward units per nat.
+        kl_coef: >= 0, reward units per nat of KL; the start value where kl_target is set.
+        kl_target: nats per reply, > 0; kl_coef then follows the controller of Ziegler 2019. None: constant.
+        kl_stop: nats per token, > 0; the epochs end once the approximate KL of a minibatch exceeds it.
+        lm_coef: >= 0, weight of the language-model loss on `lm_texts` (PPO-ptx, Ouyang 2022).
+        missing_end_penalty: >= 0, subtracted from the score of a reply that hit the limit, in reward units.
+        value: "reward_model", a model of its own that starts from it, or "policy_head", a head on the policy.
+        check_invariants: live checks; at most 2 % of all forward tokens.
+        evaluate_every: iterations between calls of `evaluate`.
+        seed: of prompts, sampling and minibatches.
+    """
+
+    iterations: int = 60
+    prompts_per_iteration: int = 96
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    epochs: int = 2
+    minibatch_rows: int = 48
+    micro_batch: int = 32
+    learning_rate: float = 3e-4
+    value_learning_rate: float = 1e-3
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    gae_lambda: float = 0.95
+    clip_epsilon: float = 0.2
+    value_clip_epsilon: float = 0.5
+    value_coef: float = 0.5
+    entropy_coef: float = 0.0
+    kl_coef: float = 0.05
+    kl_target: float | None = None
+    kl_stop: float | None = None
+    lm_coef: float = 0.0
+    missing_end_penalty: float = 1.0
+    value: str = "reward_model"
+    check_invariants: bool = True
+    evaluate_every: int = 10
+    seed: int = 0
+
+    def __post_init__(self):
+        counts = ("iterations", "prompts_per_iteration", "max_new_tokens", "epochs", "minibatch_rows")
+        _require(self, (*counts, "micro_batch", "evaluate_every"), lambda x: x >= 1, "at least 1")
+        rates = ("temperature", "learning_rate", "value_learning_rate", "clip_epsilon", "value_clip_epsilon")
+        _require(self, rates, lambda x: 0 < x < float("inf"), "> 0")
+        weights = ("value_coef", "entropy_coef", "kl_coef", "lm_coef", "missing_end_penalty")
+        _require(self, weights, lambda x: 0 <= x < float("inf"), ">= 0")
+        _require(self, ("kl_target", "kl_stop"), lambda x: x is None or x > 0, "> 0, or None for none")
+        _require(self, ("gae_lambda",), lambda x: 0 <= x <= 1, "in [0, 1]")
+        _require(
+            self, ("value",), lambda x: x in ("reward_model", "policy_head"), "reward_model or policy_head"
+        )
+        most = self.prompts_per_iteration
+        _require(self, ("minibatch_rows",), lambda x: x <= most, f"<= prompts_per_iteration, {most}")
+
+
+@dataclass(frozen=True)
+class Experience:
+    """What one iteration learns from. Every tensor is [B, T] and data: none requires grad.
+
+    Attributes:
+        batch: the tokens of prompts and replies.
+        old_log_probs: nats, of the law that sampled.
+        old_values: reward units, value of the state before each token when the replies were sampled.
+        advantages: whitened over the mask.
+        returns: targets of the value, advantages before whitening plus old_values.
+    """
+
+    batch: TokenBatch
+    old_log_probs: Tensor
+    old_values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+    def select(self, rows: Tensor) -> "Experience":
+        """The given rows, trimmed to the longest prompt and reply among them."""
+        batch = self.batch.select(rows)
+        rest = (getattr(self, f.name)[rows, : batch.mask.shape[1]] for f in fields(self)[1:])
+        return Experience(batch, *rest)
+
+
+@dataclass(frozen=True)
+class RLHFResult:
+    """A trained policy and how it came about.
+
+    Attributes:
+        model: the trained policy.
+        value: the value model (RewardModel) or the ValueHead, trained along.
+        history: a row per iteration, and one at step 0 with `evaluate`'s numbers. score: mean score before
+            penalties;
+            kl, kl_k3: nats per reply against the reference, two estimates; entropy: nats per token, estimated
+                as the
+            mean of -log_probs; clip_fraction, approx_kl (k3, nats per token), policy_loss, value_loss,
+            grad_norm: mean
+            over optimiser steps; explained_variance of the old values; length: tokens; ended: share of
+            replies.
+        interrupted: True where an interrupt ended the run early.
+        timings: seconds of "sample", "score", "optimise" per iteration run by this process; not part of the
+            history,
+            which is bit-identical from run to run.
+        check_cost: forward tokens of the live checks over all forward tokens.
+    """
+
+    model: LanguageModel
+    value: RewardModel | ValueHead
+    history: History
+    interrupted: bool
+    timings: dict[str, list[float]]
+    check_cost: float
+
+
+def train_rlhf(
+    policy: LanguageModel,
+    prompts: Sequence[Conversation],
+    reward: RewardModel | Callable[[Rollout], Tensor],
+    config: RLHFConfig | None = None,
+    *,
+    reference: LanguageModel | None = None,
+    value_init: RewardModel | None = None,
+    lm_texts: Sequence[str] = (),
+    evaluate: Callable[[LanguageModel], dict[str, float]] | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 10,
+) -> RLHFResult:
+    """Train a copy of `policy` to maximise  E[reward - kl_coef * KL(policy || reference)]  by PPO.
+
+    Args:
+        policy: where to start; it is not changed.
+        prompts: conversations that end with a user message, or strings.
+        reward: a RewardModel with the policy's tokenizer, or a function of the Rollout that returns [B]
+            scores,
+            called once an iteration.
+        config: RLHFConfig() if None.
+        reference: the other end of the leash; the policy as given if None.
+        value_init: start of the value model; if None a copy of `reward` where that is a RewardModel, else the
+            policy's own weights under a new head. Not used with value="policy_head".
+        lm_texts: texts for the language-model loss; needed when lm_coef > 0.
+        evaluate: called with the model before the first, after every `evaluate_every`-th and after the last
+            iteration; its
+            numbers go into the history.
+        checkpoint: file that holds the run's state, written every `checkpoint_every` iterations, at an
+            interrupt, at
+            the end and when a quantity is not finite. If it exists, the run goes on from it bit-identically.
+
+    Returns:
+        RLHFResult.
+
+    Raises:
+        ValueError: an argument that cannot be; CheckpointError: a checkpoint of another run.
+        InvariantViolation: a live check failed; the message says what it means.
+        FloatingPointError: something is NaN or infinite; the state before it is in `checkpoint`.
+
+    Example:
+        >>> import torch
+        >>> from rlhf_lab.language_model import load_language_model
+        >>> config = RLHFConfig(iterations=1, prompts_per_iteration=4, minibatch_rows=4, max_new_tokens=4)
+        >>> short = lambda rollout: -rollout.batch.response_lengths.float()
+        >>> result = train_rlhf(load_language_model("tiny"), ["When does the library close?"], short, config)
+        >>> result.history.last("score") <= -1
+        True
+
+    Source: Ouyang et al. 2022, Training language models to follow instructions with human feedback. Chapter
+        10.
+    """
+    config = config or RLHFConfig()
+    prompts, texts = _check_inputs(policy, prompts, reward, config, lm_texts)
+    run = _Run.start(policy, reward, reference, value_init, config)
+    resume_key = {"config": asdict(config), "inputs": _fingerprint(run.reference, prompts, lm_texts)}
+    run.restore(checkpoint, resume_key)
+    if evaluate is not None and run.iteration == 0:
+        run.history.add(step=0, **evaluate(run.policy))
+    with graceful_interrupt() as interrupt, run.saved_on_failure(checkpoint, resume_key):
+        for iteration in _progress(run, config):
+            generator = generator_for(config.seed, "rlhf", iteration)
+            set_learning_rate(run.optimiser, config, iteration)
+            with run.timed("sample"):
+                rollout = sample_responses(
+                    run.policy,
+                    _prompts_of(prompts, config, iteration),
+                    max_new_tokens=config.max_new_tokens,
+                    temperature=config.temperature,
+                    generator=generator,
+                    value_head=run.value if isinstance(run.value, ValueHead) else None,
+                )
+            with run.timed("score"):
+                experience, numbers = score_rollout(run, rollout, reward, config)
+            with run.timed("optimise"):
+                numbers |= optimise(run, experience, texts, config, generator)
+            numbers |= {"kl_coef": run.kl_coef, "learning_rate": run.optimiser.param_groups[0]["lr"]}
+            if config.kl_target is not None:
+                run.kl_coef = adapted_kl_coef(run.kl_coef, numbers["kl"], config.kl_target)
+            done = iteration + 1
+            if evaluate is not None and (done % config.evaluate_every == 0 or done == config.iterations):
+                evaluated = evaluate(run.policy)
+            else:
+                evaluated = {}
+            run.history.add(step=done, **numbers, **evaluated)
+            run.iteration, stop = done, interrupt.requested
+            if checkpoint is not None and (stop or done % checkpoint_every == 0 or done == config.iterations):
+                run.save(checkpoint, resume_key)
+            if stop:
+                break
+    return run.result(interrupted=run.iteration < config.iterations)
+
+
+def score_rollout(run: "_Run", rollout: Rollout, reward, config: RLHFConfig) -> tuple[Experience, dict]:
+    """Turn replies into experience: scores, KL, one reward per token, advantages; and the numbers to log."""
+    batch, mask, step = rollout.batch, rollout.batch.mask, run.iteration
+    old_log_probs, old_values = old_log_probs_and_values(run.policy, run.value, rollout, config)
+    ref_log_probs = response_log_probs(run.reference, batch, config.temperature, config.micro_batch)
+    raw_scores = _scores(reward, rollout)
+    invariants.check_finite("reward scores", raw_scores, step + 1)
+    invariants.check_finite("log-probs of the policy", old_log_probs, step + 1)
+    scores = raw_scores - config.missing_end_penalty * ~rollout.ended
+    kl_penalty = -run.kl_coef * kl_k1(old_log_probs, ref_log_probs) * mask
+    rewards = token_rewards(scores, kl_penalty, mask)
+    discounts = reply_discounts(mask)
+    advantages = gae(rewards, old_values, discounts, mask, config.gae_lambda)
+    returns = advantages + old_values[:, :-1]
+    if config.check_invariants:
+        run.check_rollout(rollout, old_log_probs, ref_log_probs, config)
+        tolerance = invariants.tolerance_for(torch.float32)
+        invariants.check_score_counted_once(rewards, scores, kl_penalty, mask, tolerance, discounts)
+    numbers = {
+        "score": raw_scores.mean(),
+        "reward": masked_sum(rewards, mask, dim=1).mean(),
+        "kl": masked_sum(kl_k1(old_log_probs, ref_log_probs), mask, dim=1).mean(),
+        "kl_k3": masked_sum(kl_k3(old_log_probs, ref_log_probs), mask, dim=1).mean(),
+        "entropy": -masked_mean(old_log_probs, mask),
+        "explained_variance": explained_variance(old_values[:, :-1], returns, mask),
+        "length": batch.response_lengths.float().mean(),
+        "ended": rollout.ended.float().mean(),
+    }
+    numbers = {name: float(number) for name, number in numbers.items()}
+    if not math.isfinite(numbers["explained_variance"]):  # constant returns have no variance to explain
+        numbers["explained_variance"] = None
+    return Experience(
+        batch, old_log_probs, old_values[:, :-1], masked_whiten(advantages, mask), returns
+    ), numbers
+
+
+def token_rewards(scores: Tensor, kl_penalty: Tensor, mask: Tensor) -> Tensor:
+    """Rewards [B, T]: the KL penalty of every token, and the score at the last real one.
+
+    rewards[b, t] = kl_penalty[b, t] + scores[b] * [t is the last real token of b]
+
+    Example:
+        >>> token_rewards(torch.tensor([3.0]), torch.zeros(1, 3), torch.tensor([[True, True, False]]))
+        tensor([[0., 3., 0.]])
+    """
+    last = torch.nn.functional.one_hot(mask.sum(1) - 1, mask.shape[1])
+    return kl_penalty + scores[:, None] * last
+
+
+def reply_discounts(mask: Tensor) -> Tensor:
+    """Discounts [B, T]: 1 while the reply goes on, 0 at its last real token, whether or not it ended itself.
+
+    Example:
+        >>> reply_discounts(torch.tensor([[True, True, False]]))
+        tensor([[1., 0., 0.]])
+    """
+    later = torch.zeros_like(mask)
+    later[:, :-1] = mask[:, 1:]
+    return later.float()
+
+
+def adapted_kl_coef(kl_coef: float, kl: float, target: float) -> float:
+    """The next KL coefficient: up by at most 2 % when the KL is above its target, down by at most 2 % below
+    it.
+
+    kl_coef * (1 + 0.1 * clip(kl / target - 1, -0.2, 0.2))
+
+    Example:
+        >>> round(adapted_kl_coef(0.1, kl=12.0, target=6.0), 6)
+        0.102
+
+    Source: Ziegler et al. 2019, Fine-Tuning Language Models from Human Preferences, section 2.2. Chapter 10.
+    """
+    return kl_coef * (1 + 0.1 * min(max(kl / target - 1, -0.2), 0.2))
+
+
+def values_of(value: RewardModel | ValueHead, batch: TokenBatch, hidden: Tensor) -> Tensor:
+    """Values [B, T + 1] in reward units: of the policy's hidden states, or by a model of its own."""
+    if isinstance(value, ValueHead):
+        return value(hidden)
+    return (value.token_scores(batch) - value.score_mean) / value.score_std
+
+
+def old_log_probs_and_values(policy, value, rollout: Rollout, config: RLHFConfig) -> tuple[Tensor, Tensor]:
+    """Log-probs [B, T] and values [B, T + 1] of the policy that sampled, kept from sampling where that is
+    exact enough.
+
+    In float32 the numbers from sampling are those of a training pass. In bf16 they are 0.03 nats off, so the
+    replies are
+    scored again. A value model of its own has not seen the replies yet and takes one pass in any case.
+    """
+    exact = policy.precision == torch.float32
+    if exact and rollout.values is not None:
+        return rollout.log_probs, rollout.values
+    log_probs = rollout.log_probs.clone()
+    values = log_probs.new_zeros(len(rollout), log_probs.shape[1] + 1)
+    with torch.no_grad():
+        for rows in length_groups(rollout.batch, config.micro_batch):
+            batch = rollout.batch.select(rows)
+            width = batch.mask.shape[1]
+            if exact:
+                values[rows, : width + 1] = values_of(value, batch, None)
+                continue
+            output = forward(policy, batch)
+            tokens, mask = batch.response_ids, batch.mask
+            log_probs[rows, :width] = token_log_probs(output.logits, tokens, mask, config.temperature)
+            values[rows, : width + 1] = values_of(value, batch, output.hidden)
+    return log_probs, values
+
+
+def micro_batches(batch: TokenBatch, rows: Tensor, most: int) -> list[Tensor]:
+    """The given rows in pieces of at most `most`, rows of similar length together."""
+    return [rows[group.cpu()] for group in length_groups(batch.select(rows), most)]
+
+
+def optimise(run: "_Run", experience: Experience, texts, config: RLHFConfig, generator) -> dict[str, float]:
+    """A few epochs of minibatch steps on one iteration's experience; mean numbers over the steps."""
+    steps = []
+    for _ in range(config.epochs):
+        shuffled = torch.randperm(len(experience.batch), generator=generator)
+        for rows in shuffled.split(config.minibatch_rows):
+            numbers = minibatch_gradient(run, experience, rows, config, first=not steps)
+            if config.kl_stop is not None and numbers["approx_kl"] > config.kl_stop and steps:
+                return _mean_of(steps)
+            if config.lm_coef > 0:
+                picked = torch.randint(len(texts), (len(rows),), generator=generator)
+                numbers["lm_loss"] = language_model_gradient(run.policy, [texts[i] for i in picked], config)
+            numbers["grad_norm"] = run.step(config)
+            steps.append(numbers)
+    return _mean_of(steps)
+
+
+def minibatch_gradient(run: "_Run", experience: Experience, rows: Tensor, config: RLHFConfig, first: bool):
+    """Set the gradients of policy and value to those of the PPO loss on these rows; the numbers to log.
+
+    Every micro-batch is divided by the token count of the whole minibatch, so their size changes nothing.
+    """
+    run.optimiser.zero_grad(set_to_none=True)
+    count = experience.batch.mask[rows].sum()
+    new = torch.zeros_like(experience.old_log_probs)
+    sums = torch.zeros(2, device=new.device)
+    for part_rows in micro_batches(experience.batch, rows, config.micro_batch):
+        part = experience.select(part_rows)
+        policy_loss, value_loss, log_probs = ppo_losses(run.policy, run.value, part, count, config)
+        (policy_loss + config.value_coef * value_loss).backward()
+        new[part_rows, : log_probs.shape[1]] = log_probs.detach()
+        sums += torch.stack([policy_loss.detach(), value_loss.detach()])
+    invariants.check_finite("the policy and value losses", sums, run.iteration + 1)
+    new, old, mask = new[rows], experience.old_log_probs[rows], experience.batch.mask[rows]
+    if first and config.check_invariants:
+        tolerance = invariants.tolerance_for(run.policy.precision)
+        replies = experience.batch.select(rows)
+        cause = partial(invariants.diagnose, run.policy, replies, old, new, config.temperature)
+        invariants.check_first_minibatch(new, old, mask, config.clip_epsilon, tolerance, cause)
+    numbers = {"policy_loss": sums[0], "value_loss": sums[1]}
+    numbers["approx_kl"] = masked_mean(kl_k3(old, new), mask)  # the tokens are samples of the old policy
+    numbers["clip_fraction"] = clip_fraction(new, old, config.clip_epsilon, mask)
+    return {name: float(number) for name, number in numbers.items()}
+
+
+def ppo_losses(policy: LanguageModel, value, part: Experience, count: Tensor, config: RLHFConfig):
+    """Policy loss, value loss and new log-probs [B, T] of a micro-batch: sums over tokens over count.
+
+    policy loss = -1/count sum [min(ratio A, clip(ratio, 1 - e, 1 + e) A) + entropy_coef * entropy]
+    value loss  =  1/count sum 1/2 max[(V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2]
+    """
+    batch, mask = part.batch, part.batch.mask
+    output = forward(policy, batch)
+    log_probs = token_log_probs(output.logits, batch.response_ids, mask, config.temperature)
+    values = values_of(value, batch, output.hidden)[:, :-1]
+    gain = clipped_surrogate_objective(log_probs, part.old_log_probs, part.advantages, config.clip_epsilon)
+    if config.entropy_coef > 0:
+        gain = gain + config.entropy_coef * entropy(output.logits / config.temperature)
+    errors = clipped_value_loss(values, part.old_values, part.returns, config.value_clip_epsilon)
+    return -masked_mean(gain, mask, count=count), masked_mean(errors, mask, count=count), log_probs
+
+
+def language_model_gradient(lm: LanguageModel, token_rows: list[list[int]], config: RLHFConfig) -> float:
+    """Add lm_coef times the gradient of the mean -log-prob per token; returns that mean, in nats."""
+    batch = make_batch([row[:1] for row in token_rows], [row[1:] for row in token_rows], lm.pad_id, lm.device)
+    count, total = batch.mask.sum(), 0.0
+    for rows in length_groups(batch, config.micro_batch):
+        part = batch.select(rows)
+        log_probs = token_log_probs(forward(lm, part).logits, part.response_ids, part.mask)
+        loss = -masked_mean(log_probs, part.mask, count=count)
+        (config.lm_coef * loss).backward()
+        total += float(loss.detach())
+    return total
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, config: RLHFConfig, iteration: int) -> None:
+    """Linear warm-up over the first iterations, times a linear fall to final_fraction at the last one."""
+    schedule = config.optimiser
+    warmup = min(1.0, (iteration + 1) / (schedule.warmup_iterations + 1))
+    done = iteration / max(1, config.iterations - 1)
+    for group in optimiser.param_groups:
+        group["lr"] = group["peak"] * warmup * (1 - (1 - schedule.final_fraction) * done)
+
+
+@dataclass
+class _Run:
+    """What changes during a run: models, optimiser, counters; together, so that it can be saved."""
+
+    policy: LanguageModel
+    reference: LanguageModel
+    value: RewardModel | ValueHead
+    optimiser: torch.optim.Optimizer
+    history: History
+    kl_coef: float
+    same_reference: bool  # the reference is the policy as it was at step 0
+    passes: int  # forward passes over each reply in an iteration, of all models together
+    iteration: int = 0
+    forward_tokens: int = 0
+    check_tokens: int = 0
+    timings: dict = field(default_factory=lambda: {"sample": [], "score": [], "optimise": []})
+
+    @classmethod
+    def start(cls, policy, reward, reference, value_init, config) -> "_Run":
+        trained = policy.copy()
+        trained.model.requires_grad_(True)
+        trained.model.eval()
+        value = _initial_value(policy, reward, value_init, config)
+        network = _network(value).requires_grad_(True)
+        groups = [
+            {"params": list(trained.model.parameters()), "peak": config.learning_rate},
+            {"params": list(network.parameters()), "peak": config.value_learning_rate},
+        ]
+        epsilon = config.optimiser.adam_epsilon
+        optimiser = torch.optim.AdamW(groups, lr=1.0, eps=epsilon, weight_decay=0.0, fused=True)
+        passes = 2 + isinstance(reward, RewardModel) + (policy.precision != torch.float32)
+        passes += config.epochs + (value is not network) * (1 + config.epochs)
+        if config.check_invariants:
+            invariants.check_reference_apart(trained.model, (reference or policy).model)
+        common = (reference or policy, value, optimiser, History(), config.kl_coef)
+        return cls(trained, *common, same_reference=reference is None, passes=passes)
+
+    def step(self, config: RLHFConfig) -> float:
+        """One AdamW step; the norm of the policy's gradient before clipping."""
+        most, groups = config.optimiser.max_grad_norm, self.optimiser.param_groups
+        norms = torch.stack([torch.nn.utils.clip_grad_norm_(group["params"], most) for group in groups])
+        invariants.check_finite("the gradient norms of policy and value", norms, self.iteration + 1)
+        self.optimiser.step()
+        return float(norms[0])
+
+    def check_rollout(self, rollout, old_log_probs, ref_log_probs, config) -> None:
+        """The live checks on a fresh rollout, within their budget of forward tokens."""
+        batch, policy = rollout.batch, self.policy
+        tolerance = invariants.tolerance_for(policy.precision)
+        limit = config.max_new_tokens
+        lengths = invariants.reply_lengths(batch.response_ids, rollout.ended, policy.end_id, limit)
+        invariants.check_mask(batch.mask, lengths)
+        if self.iteration == 0 and self.same_reference:
+            pair = (old_log_probs, ref_log_probs)
+            cause = partial(invariants.diagnose, policy, batch, *pair, config.temperature)
+            invariants.check_initial_kl(*pair, batch.mask, tolerance, cause)
+        self.forward_tokens += self.passes * int(batch.prompt_mask.sum() + batch.mask.sum())
+        few = torch.arange(min(CHECK_ROWS, len(rollout)), device=batch.mask.device)
+        cost = int(batch.prompt_mask[few].sum() + batch.mask[few].sum())
+        affordable = self.check_tokens + cost <= CHECK_BUDGET * self.forward_tokens
+        if self.iteration % CHECK_EVERY == 0 and affordable:
+            self.check_tokens += cost
+            part = batch.select(few)
+            invariants.check_padding(policy, part, rollout.log_probs[few], config.temperature, tolerance)
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.timings[part].append(time.perf_counter() - start)
+
+    @contextmanager
+    def saved_on_failure(self, checkpoint, resume_key) -> Iterator[None]:
+        """Weights are checked before every step, so what is saved after a failure is finite."""
+        try:
+            yield
+        except FloatingPointError as error:
+            if checkpoint is not None:
+                self.save(checkpoint, resume_key)
+                error.add_note(f"The last good state, after iteration {self.iteration}, is in {checkpoint}.")
+            raise
+
+    def save(self, checkpoint, resume_key) -> None:
+        state = {"recipe": "rlhf", "key": resume_key, "iteration": self.iteration, "kl_coef": self.kl_coef}
+        state |= {"policy": self.policy.model.state_dict(), "value": _network(self.value).state_dict()}
+        state |= {"optimiser": self.optimiser.state_dict(), "history": self.history.to_list()}
+        state |= {"forward_tokens": self.forward_tokens, "check_tokens": self.check_tokens}
+        save_checkpoint(checkpoint, state)
+
+    def restore(self, checkpoint, resume_key) -> None:
+        if checkpoint is None or not Path(checkpoint).exists():
+            return
+        state = load_checkpoint(checkpoint)
+        if state.get("recipe") != "rlhf" or state["key"] != resume_key:
+            raise CheckpointError(
+                f"{checkpoint} is of another run ({_first_difference(state.get('key'), resume_key)}); give "
+                "the configuration, models and prompts it was made with, or another checkpoint file"
+            )
+        self.policy.model.load_state_dict(state["policy"])
+        _network(self.value).load_state_dict(state["value"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.history = History.from_list(state["history"])
+        for name in ("iteration", "kl_coef", "forward_tokens", "check_tokens"):
+            setattr(self, name, state[name])
+
+    def result(self, interrupted: bool) -> RLHFResult:
+        cost = self.check_tokens / max(1, self.forward_tokens)
+        return RLHFResult(self.policy, self.value, self.history, interrupted, self.timings, cost)
+
+
+def _network(value):
+    return value if isinstance(value, ValueHead) else value.model
+
+
+def _initial_value(policy, reward, value_init, config):
+    if config.value == "policy_head":
+        return ValueHead(policy.model.config.hidden_size).to(policy.device)
+    if value_init is not None:
+        return value_init.copy()
+    if isinstance(reward, RewardModel):
+        return reward.copy()
+    return RewardModel.from_language_model(policy, generator_for(config.seed, "rlhf", "value"))
+
+
+def _scores(reward, rollout: Rollout) -> Tensor:
+    """Scores [B] of the reward model or of the caller's function, checked."""
+    if isinstance(reward, RewardModel):
+        return reward.score_batch(rollout.batch)
+    scores = reward(rollout)
+    if not isinstance(scores, Tensor) or scores.shape != (len(rollout),):
+        got = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(f"reward must return a tensor of {len(rollout)} scores, one a reply, got {got}")
+    return scores.detach().to(rollout.log_probs.device, torch.float32)
+
+
+def _check_inputs(policy, prompts, reward, config, lm_texts):
+    """The prompts as conversations and the texts as token rows, or a ValueError that names what is wrong."""
+    if isinstance(prompts, str) or not len(prompts):
+        raise ValueError(f"prompts must be a non-empty sequence of conversations, got {prompts!r}")
+    if not (isinstance(reward, RewardModel) or callable(reward)):
+        raise ValueError(f"reward must be a RewardModel or a function of a Rollout, got {reward!r}")
+    if isinstance(reward, RewardModel) and reward.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
+        raise ValueError(
+            "the reward model has another tokenizer than the policy; give a function that scores texts: "
+            "lambda rollout: reward_model.score(rollout.conversations, rollout.texts)"
+        )
+    if config.lm_coef > 0 and not len(lm_texts):
+        raise ValueError(f"lm_coef {config.lm_coef} needs lm_texts, got none; pass texts or set it to 0")
+    rows = [policy.tokenizer(text)["input_ids"][: policy.max_length] for text in lm_texts]
+    short = [i for i, row in enumerate(rows) if len(row) < 2]
+    if short:
+        raise ValueError(f"lm_texts[{short[0]}] has fewer than 2 tokens: {lm_texts[short[0]]!r}")
+    return tuple(as_conversation(prompt) for prompt in prompts), rows
+
+
+def _prompts_of(prompts, config, iteration):
+    """The prompts of one iteration; the list is reshuffled whenever it has been used up."""
+    count, picked = config.prompts_per_iteration, []
+    for position in range(iteration * count, (iteration + 1) * count):
+        lap, place = divmod(position, len(prompts))
+        if not picked or place == 0:
+            shuffle = generator_for(config.seed, "rlhf prompts", lap)
+            order = torch.randperm(len(prompts), generator=shuffle).tolist()
+        picked.append(prompts[order[place]])
+    return picked
+
+
+def _progress(run, config):
+    left = range(run.iteration, config.iterations)
+    return tqdm(left, "RLHF", config.iterations, initial=run.iteration, leave=False)
+
+
+def _fingerprint(lm, prompts, texts):
+    """A number that changes with the reference's weights, the prompts or the texts."""
+    digest = zlib.crc32(repr((prompts, tuple(texts))).encode())
+    for parameter in lm.model.parameters():
+        digest = zlib.crc32(parameter.detach().float().cpu().contiguous().numpy().tobytes(), digest)
+    return digest
+
+
+def _first_difference(saved, wanted):
+    if not isinstance(saved, dict) or saved.get("config") == wanted["config"]:
+        return "other prompts, texts or reference"
+    name = next(name for name in wanted["config"] if saved["config"].get(name) != wanted["config"][name])
+    return f"{name}: saved {saved['config'].get(name)}, wanted {wanted['config'][name]}"
+
+
+def _mean_of(steps):
+    return {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
+
+
+def _require(config, names, holds, expected):
+    for name in names:
+        if not holds(getattr(config, name)):
+            raise ValueError(f"{name} must be {expected}; got {getattr(config, name)!r}")
