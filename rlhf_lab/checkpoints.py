@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -219,3 +220,86 @@ def generator_for(seed: int, *stream: str | int) -> torch.Generator:
     """
     digest = hashlib.sha256(repr((seed, *stream)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+class RunState:
+    """What a training loop must keep to go on bit-identically: weights, optimiser, step, history.
+
+    Randomness needs no state of its own: every step draws from `generator_for(seed, ..., step)`.
+    """
+
+    def __init__(self, recipe: str, config: object, model: torch.nn.Module, optimiser: torch.optim.Optimizer):
+        self.recipe, self.config, self.model, self.optimiser = recipe, asdict(config), model, optimiser
+        self.step, self.history, self.extra = 0, History(), {}
+
+    def save(self, path: str | Path | None) -> None:
+        """Write everything to `path`; nothing is done without one."""
+        if path is not None:
+            state = {"recipe": self.recipe, "config": self.config, "step": self.step, "extra": self.extra}
+            state |= {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
+            save_checkpoint(path, state | {"history": self.history.to_list()})
+
+    def restore(self, path: str | Path | None) -> None:
+        """Go on from `path` if it exists.
+
+        Raises:
+            CheckpointError: it is damaged, or of another recipe or config.
+        """
+        if path is None or not Path(path).exists():
+            return
+        state = load_checkpoint(path)
+        if state.get("recipe") != self.recipe or state.get("config") != self.config:
+            raise CheckpointError(
+                f"{path} is of another run of {state.get('recipe')}; use the configuration it was made with, or "
+                "another file"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.extra = state["step"], state["extra"]
+        self.history = History.from_list(state["history"])
+
+
+def make_optimiser(
+    model: torch.nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.95)
+) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices only, as nearly every language-model recipe has it."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
+
+
+def cosine_rate(step: int, steps: int, warmup: int, floor: float = 0.1) -> float:
+    """Factor of the peak learning rate: linear warm-up, then a half cosine down to `floor`.
+
+    >>> [round(cosine_rate(step, 10, 2), 2) for step in (0, 1, 2, 9)]
+    [0.5, 1.0, 1.0, 0.13]
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def clipped_step(model: torch.nn.Module, optimiser: torch.optim.Optimizer, rate: float, max_norm: float, step: int) -> float:
+    """Clip the gradient, step with learning rate `rate`, clear the gradient; returns the norm before clipping.
+
+    Raises:
+        FloatingPointError: the gradient is not finite; the weights are as they were.
+    """
+    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm))
+    if not math.isfinite(norm):
+        raise FloatingPointError(f"the gradient norm is {norm} at step {step}; lower the learning rate, check the data")
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    return norm
+
+
+def require(condition: bool, name: str, got: object, expected: str) -> None:
+    """Raise the house's ValueError unless `condition`."""
+    if not condition:
+        raise ValueError(f"{name} is {got!r}; expected {expected}")

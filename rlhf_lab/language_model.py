@@ -6,12 +6,14 @@ Left out: quantised weights, several devices, anything that runs code from a che
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -99,9 +101,21 @@ def save_model(
     """Save any model of the house with its tokenizer; see `LanguageModel.save`."""
     if half:
         model = copy.deepcopy(model).half()
-    with new_folder(folder) as temporary:
+    with new_folder(folder) as temporary, _no_progress_bar():
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Loading takes less than a second; a bar would only fill notebooks."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()
 
 
 def wrap_model(
@@ -171,14 +185,15 @@ def load_model(folder: str, kind: type, device: str | torch.device) -> PreTraine
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if kind is AutoModelForCausalLM and type(config) not in AutoModelForCausalLM._model_mapping:
             raise ModelError(f"{folder} is a {config.model_type} model; expected a causal language model")
-        model, info = kind.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        with _no_progress_bar():
+            model, info = kind.from_pretrained(
+                folder,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
     except ModelError:
         raise
     except Exception as error:  # a damaged file raises whatever its reader raises
@@ -348,7 +363,9 @@ def response_states(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
     if not batch.prompt_mask.all():  # without left padding the causal mask hides the padding on the right
         mask = torch.cat([batch.prompt_mask, batch.mask], dim=1)
         inputs = {"attention_mask": mask, "position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
-    states = model.base_model(input_ids=ids, use_cache=False, **inputs).last_hidden_state
+    # Embeddings instead of ids, because with ids transformers warns of padding that the causal mask hides.
+    embedded = model.get_input_embeddings()(ids)
+    states = model.base_model(inputs_embeds=embedded, use_cache=False, **inputs).last_hidden_state
     return states[:, batch.prompt_ids.shape[1] - 1 :]
 
 

@@ -70,6 +70,11 @@ class RewardModel:
         """Where the weights are."""
         return self.model.device
 
+    @property
+    def pad_id(self) -> int:
+        """Token under the mask."""
+        return self.model.config.pad_token_id
+
     def copy(self) -> "RewardModel":
         """An independent copy of the weights."""
         return RewardModel(
@@ -104,7 +109,7 @@ class RewardModel:
     ) -> Tensor:
         """Standardised scores [N] of texts that ended, without gradient."""
         prompts, responses = encode_prompts(self.lm, conversations), encode_responses(self.lm, texts)
-        return self.score_batch(make_batch(prompts, responses, self.lm.pad_id, self.device), micro_batch)
+        return self.score_batch(make_batch(prompts, responses, self.pad_id, self.device), micro_batch)
 
     def normalise(self, raw_scores: Tensor) -> None:
         """Choose mean and scale so that these raw scores become 0 on average with standard deviation 1."""

@@ -1,0 +1,191 @@
+"""The commands: python -m rlhf_lab demo | pretrain | corpus | release | doctor."""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns its exit code. Whatever goes wrong with the input is one line and a remedy."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options) or 0
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
+        if os.environ.get("RLHF_LAB_TRACEBACK"):
+            raise
+        notes = " ".join(getattr(error, "__notes__", []))
+        print(f"{' '.join(str(error).split())} {notes}".strip(), file=sys.stderr)
+        return 130 if type(error).__name__ == "Interrupted" else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m rlhf_lab", description="RLHF that can be derived, verified and felt.")
+    commands = parser.add_subparsers(required=True, metavar="demo | pretrain | corpus | release | doctor")
+    demo = commands.add_parser("demo", help="base model -> SFT -> reward model -> RLHF, with a report")
+    demo.add_argument("--feedback", metavar="FILE", help="preferences in JSON Lines instead of simulated raters")
+    demo.add_argument("--model", metavar="DIR_OR_NAME", help="any causal language model in the Hugging Face layout")
+    demo.add_argument("--size", choices=("tiny", "small", "medium"), help="a model of our own (tiny is shipped)")
+    demo.add_argument("--labels", type=int, default=600, help="rankings to learn from (600; 2500 is the long version)")
+    demo.add_argument("--iterations", type=int, help="PPO iterations (60, or 100 from 2000 labels on)")
+    demo.add_argument("--prompts", type=int, default=96, help="replies in one PPO iteration (96)")
+    demo.add_argument("--sft-steps", type=int, default=150, help="steps of supervised fine-tuning (150)")
+    demo.add_argument("--evaluation-prompts", type=int, default=480, help="held-out prompts of the evaluation (480)")
+    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--out", metavar="DIR", help="folder for models, metrics.json and report.html (runs/demo-N)")
+    demo.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    _add_device(demo)
+    demo.set_defaults(run=_demo)
+    pretrain = commands.add_parser("pretrain", help="train the base model from nothing")
+    pretrain.add_argument("--size", choices=("tiny", "small", "medium"), default="tiny")
+    pretrain.add_argument("--steps", type=int, help="optimiser steps (4000)")
+    pretrain.add_argument("--seed", type=int, default=0)
+    pretrain.add_argument("--out", metavar="DIR", help="where to save (runs/model or runs/model-SIZE)")
+    _add_device(pretrain)
+    pretrain.set_defaults(run=_pretrain)
+    corpus = commands.add_parser("corpus", help="write the town's corpora as text and JSON Lines")
+    corpus.add_argument("--out", metavar="DIR", default="runs/corpus")
+    corpus.add_argument("--count", type=int, default=60_000, help="documents of the web (60000)")
+    corpus.add_argument("--seed", type=int, default=0)
+    corpus.set_defaults(run=_corpus)
+    release = commands.add_parser("release", help="write the student version of the notebooks")
+    release.add_argument("--out", metavar="DIR", default="runs/student")
+    release.set_defaults(run=_release)
+    commands.add_parser("doctor", help="say what is installed and what works").set_defaults(run=_doctor)
+    return parser
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (cpu)")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), help="float32 on a CPU, bfloat16 on a GPU")
+
+
+def _device(options: argparse.Namespace) -> dict:
+    """The device and the precision that goes with it, or a ValueError where the device is not there."""
+    import torch
+
+    try:
+        torch.empty(1, device=options.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {options.device!r} is not available here; use --device cpu") from error
+    name = options.precision or ("float32" if options.device == "cpu" else "bfloat16")
+    return {"device": options.device, "precision": getattr(torch, name)}
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from rlhf_lab import demo, report
+    from rlhf_lab.recipes import RewardConfig, RLHFConfig, SFTConfig
+
+    if options.model and options.size:
+        raise ValueError("give either --model or --size")
+    if options.feedback and not Path(options.feedback).is_file():
+        raise ValueError(f"there is no file {options.feedback}; --feedback takes preferences in JSON Lines")
+    source = options.model or options.size or "tiny"
+    larger = {"small": 1e-4, "medium": 3e-5}.get(source)  # smaller steps for larger models
+    scale = {"learning_rate": larger} if larger else {}
+    iterations = options.iterations or (100 if options.labels >= 2000 else 60)
+    config = demo.DemoConfig(
+        model=source,
+        feedback=options.feedback,
+        labels=options.labels,
+        evaluation_prompts=options.evaluation_prompts,
+        seed=options.seed,
+        sft=SFTConfig(seed=options.seed, steps=options.sft_steps, **scale),
+        reward=RewardConfig(seed=options.seed, **scale),
+        rlhf=RLHFConfig(
+            seed=options.seed, iterations=iterations, prompts_per_iteration=options.prompts,
+            minibatch_rows=min(RLHFConfig.minibatch_rows, options.prompts),
+            **({"learning_rate": larger / 3, "value_learning_rate": larger} if larger else {}),
+        ),
+    )  # fmt: skip
+    device = _device(options)
+    out = demo.open_output(options.out, config, options.resume)
+    summary = demo.run_demo(config, out, **device)
+    print("\n" + report.text_table(summary.reports))
+    for label, difference in summary.differences.items():
+        print(f"true reward, {label}: {report.format_interval(difference)} ({difference.verdict})")
+    if summary.reward_model:
+        print(_reward_line(summary.reward_model))
+    for example in summary.examples:
+        print(f"\n{_shown(example.conversation[-1].content)}")
+        for name, reply in example.replies.items():
+            print(f"  {report.MODEL_NAMES[name]:5} {_shown(reply)}")
+    print(f"\n{report.EXAMPLE_RULE}")
+    print(f"\n{sum(summary.seconds.values()):.0f} s in all. Open {out / 'report.html'}; the numbers are in {out / 'metrics.json'}.")
+
+
+def _reward_line(quality) -> str:
+    line = f"reward model: agrees with {quality.accuracy.mean:.1%} of {len(quality.agreed):,} held-out labels"
+    if quality.ceiling is None:
+        return line
+    return f"{line}; expected {quality.expected_accuracy:.1%}, where the best possible is {quality.ceiling:.1%}"
+
+
+def _shown(text: str) -> str:
+    """Text of a model or a person for a terminal: control characters are shown and not obeyed."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _pretrain(options: argparse.Namespace) -> None:
+    from rlhf_lab import town
+    from rlhf_lab.demo import Interrupted
+    from rlhf_lab.recipes import PretrainConfig, pretrain
+
+    larger = {"tiny": {}, "small": {"learning_rate": 1e-3}, "medium": {"learning_rate": 6e-4}}[options.size]
+    config = PretrainConfig(size=options.size, seed=options.seed, **larger)
+    config = replace(config, steps=options.steps or config.steps)
+    out = Path(options.out or ("runs/model" if options.size == "tiny" else f"runs/model-{options.size}"))
+    checkpoint = out.with_name(out.name + ".checkpoint")
+    result = pretrain(town.documents(60_000, seed=0), config, checkpoint=checkpoint, **_device(options))
+    if result.interrupted:
+        raise Interrupted(f"stopped at step {result.history.rows[-1]['step']}; the same command goes on from {checkpoint}")
+    result.model.save(out, half=True)
+    checkpoint.unlink()
+    print(f"saved {out}; loss {result.history.last('loss'):.3f} nats per token")
+
+
+def _corpus(options: argparse.Namespace) -> None:
+    from rlhf_lab import town
+    from rlhf_lab.checkpoints import write_text_atomic
+
+    out = Path(options.out)
+    write_text_atomic(out / "web.txt", "\n".join(town.documents(options.count, options.seed)) + "\n")
+    pairs = [{"prompt": [asdict(turn) for turn in d.prompt], "completion": d.response} for d in town.demonstrations(4000, options.seed)]
+    write_text_atomic(out / "demonstrations.jsonl", "".join(json.dumps(pair) + "\n" for pair in pairs))
+    for split in ("train", "held_out"):
+        lines = [prompt.conversation[-1].content for prompt in town.prompts(split, 1000, options.seed)]
+        write_text_atomic(out / f"prompts_{split}.txt", "\n".join(lines) + "\n")
+    print(f"wrote web.txt, demonstrations.jsonl, prompts_train.txt and prompts_held_out.txt to {out}")
+
+
+def _release(options: argparse.Namespace) -> None:
+    from rlhf_lab import course
+
+    written = course.release(ROOT / "notebooks", Path(options.out))
+    print(f"wrote {len(written)} notebooks without solutions to {options.out}")
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    import torch
+    import transformers
+
+    from rlhf_lab import __version__
+    from rlhf_lab.language_model import load_language_model
+
+    print(f"rlhf_lab {__version__}, Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}")
+    print(f"{torch.get_num_threads()} threads; CUDA {'available' if torch.cuda.is_available() else 'not available'}")
+    lm = load_language_model("tiny")
+    print(f"the shipped model loads: {lm.model.num_parameters():,} parameters")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,358 @@
+"""The whole story in one run: base model -> SFT -> rankings -> reward model -> PPO -> evaluation -> report.
+
+`run_demo` is what `python run.py demo` calls. Each stage leaves its result in the output folder under its final name,
+so a run that was stopped goes on with `--resume` and ends where an uninterrupted one would have ended.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from rlhf_lab import evaluation, report, town
+from rlhf_lab.checkpoints import History, generator_for, require, write_text_atomic
+from rlhf_lab.feedback.jsonl import read_events, read_preferences, write_events
+from rlhf_lab.feedback.records import Comparison, Conversation, Demonstration, Ranking
+from rlhf_lab.language_model import LanguageModel, encode_prompts, load_language_model
+from rlhf_lab.recipes import RewardConfig, RLHFConfig, SFTConfig, fine_tune, train_reward_model, train_rlhf
+from rlhf_lab.reward_model import RewardModel, load_reward_model
+from rlhf_lab.rollouts import sample_responses
+
+RATER = town.CAREFUL
+HELD_OUT_SHARE = 0.1  # of the prompts in a feedback file: they test the reward model and the three models
+TEXTS = 300  # held-out documents for each perplexity
+TRACKED_PROMPTS = 96  # held-out prompts that are looked at while PPO runs
+
+
+class Interrupted(RuntimeError):
+    """A stage was stopped by the user; what it did is kept and `--resume` goes on from there."""
+
+
+class OutputError(ValueError):
+    """The output folder cannot be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Every choice of a demo run.
+
+    Attributes:
+        model: what `load_language_model` takes: "tiny", "small", "medium", a folder or a name on the hub.
+        feedback: file of preferences (JSON Lines) instead of simulated raters, or None.
+        labels: rankings by simulated raters, at least 20.
+        test_labels: rankings of replies to held-out prompts that test the reward model, at least 1.
+        replies: in a ranking, 2 to 8.
+        demonstrations: for SFT, at least 1.
+        evaluation_prompts: held-out prompts of the final evaluation, at least 8.
+        seed: of everything; the recipes' own seeds are set to it.
+        sft, reward, rlhf: the recipes' configs.
+    """
+
+    model: str = "tiny"
+    feedback: str | None = None
+    labels: int = 600
+    test_labels: int = 150
+    replies: int = 4
+    demonstrations: int = 4000
+    evaluation_prompts: int = 480
+    seed: int = 0
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    rlhf: RLHFConfig = field(default_factory=RLHFConfig)
+
+    def __post_init__(self) -> None:
+        low = {"labels": 20, "test_labels": 1, "demonstrations": 1, "evaluation_prompts": 8}
+        for name, least in low.items():
+            require(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")
+        require(2 <= self.replies <= 8, "replies", self.replies, "2 to 8")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learned from and tested on; nothing in a test comes from a prompt that was trained on.
+
+    Attributes:
+        demonstrations: what SFT imitates.
+        prompts: what replies are sampled for, in feedback and in PPO.
+        test_prompts: what the three models are compared on.
+        preferences, test_preferences: from a file; empty where simulated raters are asked.
+    """
+
+    demonstrations: Sequence[Demonstration]
+    prompts: Sequence[Conversation]
+    test_prompts: Sequence[Conversation]
+    preferences: Sequence[Comparison] = ()
+    test_preferences: Sequence[Comparison] = ()
+
+
+def town_task(config: DemoConfig) -> Task:
+    """Pebble Town: prompts of the train split to learn from, of the held-out split to be tested on."""
+    count = max(config.labels, config.rlhf.iterations * config.rlhf.prompts_per_iteration)
+    return Task(
+        town.demonstrations(config.demonstrations, config.seed),
+        [prompt.conversation for prompt in town.prompts("train", count, config.seed)],
+        distinct_prompts("held_out", config.evaluation_prompts, config.seed),
+    )
+
+
+def distinct_prompts(split: str, count: int, seed: int) -> list[Conversation]:
+    """`count` different prompts of the town, the skills in turn as far as they have so many."""
+    found: dict[Conversation, None] = {}
+    size = count
+    while len(found) < count:
+        found = dict.fromkeys(prompt.conversation for prompt in town.prompts(split, size, seed))
+        size *= 2
+    return list(found)[:count]
+
+
+def file_task(config: DemoConfig) -> Task:
+    """The user's preferences, split by prompt. SFT imitates the town's demonstrators where every prompt is the town's,
+    and the chosen replies otherwise."""
+    preferences = read_preferences(config.feedback)
+    prompts = list(dict.fromkeys(comparison.prompt for comparison in preferences))
+    require(len(prompts) >= 2, "feedback", f"{len(prompts)} different prompt", "at least 2: one to learn from, one to test on")
+    order = torch.randperm(len(prompts), generator=generator_for(config.seed, "split")).tolist()
+    held_out = {prompts[i] for i in order[: max(1, round(HELD_OUT_SHARE * len(prompts)))]}
+    train = [c for c in preferences if c.prompt not in held_out]
+    if all(town.recognise(prompt) for prompt in prompts):
+        demonstrations = town.demonstrations(config.demonstrations, config.seed)
+    else:
+        demonstrations = [Demonstration(c.prompt, c.chosen) for c in train]
+    test = [c for c in preferences if c.prompt in held_out]
+    test_prompts = [prompt for prompt in prompts if prompt in held_out][: config.evaluation_prompts]
+    return Task(demonstrations, [p for p in prompts if p not in held_out], test_prompts, train, test)
+
+
+# -- stages ---------------------------------------------------------------------------------------------------------
+@dataclass
+class Workshop:
+    """The output folder and the clock. A stage that is done is loaded, one that was stopped goes on."""
+
+    out: Path
+    device: str
+    precision: torch.dtype
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str, title: str) -> Iterator[None]:
+        """Say what happens, and how long it took."""
+        print(f"{title} ...", flush=True)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+        print(f"  {self.seconds[name]:.0f} s", flush=True)
+
+    def trained(self, name: str, load: Callable, train: Callable[[Path], object]) -> tuple[object, History]:
+        """The model `name` and its history: loaded if it is there, else trained with a checkpoint and saved."""
+        folder, rows, checkpoint = self.out / name, self.out / f"{name}_history.json", self.out / f"{name}.checkpoint"
+        if not (folder / "config.json").is_file():
+            result = train(checkpoint)
+            if result.interrupted:
+                raise Interrupted(f"stopped in the stage {name}; add --resume --out {self.out} to go on from here")
+            write_text_atomic(rows, json.dumps(result.history.to_list()))
+            result.model.save(folder)
+            checkpoint.unlink(missing_ok=True)
+        history = History.from_list(json.loads(rows.read_text()))
+        return load(folder, self.device, self.precision), history
+
+
+def rank_replies(
+    lm: LanguageModel, prompts: Sequence[Conversation], replies: int, generator: torch.Generator, max_new_tokens: int = 64
+) -> list[Ranking]:
+    """Sample `replies` to each prompt and let the simulated rater rank those that differ; a prompt with fewer than two
+    different replies is left out."""
+    rollout = sample_responses(
+        lm, [prompt for prompt in prompts for _ in range(replies)], max_new_tokens=max_new_tokens, generator=generator
+    )
+    rankings = []
+    for i, prompt in enumerate(prompts):
+        texts = list(dict.fromkeys(rollout.texts[i * replies : (i + 1) * replies]))
+        if len(texts) > 1:
+            verdicts = town.score_replies([prompt] * len(texts), texts)
+            rankings.append(RATER.rank(prompt, texts, verdicts, generator))
+    return rankings
+
+
+def collect_feedback(sft: LanguageModel, task: Task, config: DemoConfig, out: Path) -> tuple[Sequence, Sequence]:
+    """(training, test) preferences: the file's, or rankings of sampled replies by the simulated rater."""
+    if config.feedback:
+        return task.preferences, task.test_preferences
+    files = {"rankings.jsonl": (task.prompts, config.labels), "test_rankings.jsonl": (task.test_prompts, config.test_labels)}
+    for name, (prompts, count) in files.items():
+        if not (out / name).exists():
+            generator = generator_for(config.seed, name)
+            write_events(out / name, rank_replies(sft, prompts[:count], config.replies, generator, config.rlhf.max_new_tokens))
+    return tuple(read_events(out / name) for name in files)
+
+
+def reward_model_report(
+    rm: RewardModel, preferences: Sequence[Ranking | Comparison]
+) -> evaluation.RewardModelReport | None:
+    """Accuracy on held-out pairs, beside the best possible where the rater is the simulated one; None without pairs."""
+    pairs = [
+        (row, record.prompt, *texts)
+        for row, record in enumerate(preferences)
+        for texts in (
+            [(record.chosen, record.rejected)]
+            if isinstance(record, Comparison)
+            else [(record.replies[b], record.replies[w]) for b, w in record.pairs()]
+        )
+    ]
+    if not pairs:
+        return None
+    groups, prompts, chosen, rejected = zip(*pairs, strict=True)
+    scores = [rm.score(prompts, texts) * rm.score_std for texts in (chosen, rejected)]
+    return evaluation.evaluate_reward_model(
+        scores[0].tolist(), scores[1].tolist(), groups=groups, agreement=_agreement(preferences, prompts, chosen, rejected)
+    )
+
+
+def _agreement(preferences, prompts, chosen, rejected) -> list[float] | None:
+    """p(the rater prefers chosen) for simulated rankings; None for anybody else's, because nobody knows it."""
+    if not all(record.simulated and record.rater == RATER.name for record in preferences):
+        return None
+    utilities = [
+        torch.tensor([RATER.utility(v, text) for v, text in zip(town.score_replies(prompts, texts), texts, strict=True)])
+        for texts in (chosen, rejected)
+    ]
+    return RATER.prefers(utilities[0] - utilities[1]).tolist()
+
+
+def run_demo(config: DemoConfig, out: str | Path, device: str = "cpu", precision: torch.dtype = torch.float32) -> report.RunSummary:
+    """Run every stage that `out` does not hold yet, and write the report.
+
+    Args:
+        config: every choice.
+        out: folder for models, rankings, metrics.json and report.html; made by `open_output`.
+        device, precision: where and in what arithmetic the models run.
+
+    Returns:
+        What was measured, as it stands in metrics.json.
+
+    Raises:
+        Interrupted: after Ctrl-C, once what was done is saved.
+        ValueError, OSError: bad input; one line with a remedy.
+    """
+    shop = Workshop(Path(out), device, precision)
+    base = load_language_model(config.model, device, precision)
+    task = file_task(config) if config.feedback else town_task(config)
+    encode_prompts(base, [*task.prompts, *task.test_prompts], config.rlhf.max_new_tokens)  # too long a prompt fails here
+    with shop.stage("sft", f"1/5 SFT: imitate {len(task.demonstrations):,} demonstrations"):
+        sft, _ = shop.trained(
+            "sft", load_language_model, lambda file: fine_tune(base, task.demonstrations, config.sft, checkpoint=file)
+        )
+    with shop.stage("feedback", "2/5 Feedback: " + _feedback_title(config, task)):
+        preferences, tests = collect_feedback(sft, task, config, shop.out)
+    with shop.stage("reward_model", f"3/5 Reward model: learn from {len(preferences):,} records"):
+        rm, _ = shop.trained(
+            "reward_model",
+            load_reward_model,
+            lambda file: train_reward_model(sft, preferences, config.reward, held_out=tests, checkpoint=file),
+        )
+        quality = reward_model_report(rm, tests)
+    with shop.stage("rlhf", f"4/5 PPO: {config.rlhf.iterations} iterations of {config.rlhf.prompts_per_iteration} replies"):
+        track = _tracker(task.test_prompts[:TRACKED_PROMPTS], config)
+        rlhf, history = shop.trained(
+            "rlhf",
+            load_language_model,
+            lambda file: train_rlhf(sft, task.prompts, rm, config.rlhf, evaluate=track, checkpoint=file),
+        )
+    with shop.stage("evaluation", f"5/5 Evaluation on {len(task.test_prompts)} held-out prompts"):
+        reports, rollouts = evaluate_models({"base": base, "sft": sft, "rlhf": rlhf}, task, rm, config)
+    summary = summarise(config, reports, rollouts, rm, quality, history, shop.seconds)
+    report.write_metrics(shop.out / "metrics.json", summary)
+    report.write_report(shop.out / "report.html", summary)
+    return summary
+
+
+def _feedback_title(config: DemoConfig, task: Task) -> str:
+    if config.feedback:
+        return f"{len(task.preferences):,} comparisons from {config.feedback}"
+    return f"a simulated rater ranks {config.replies} replies to each of {config.labels:,} prompts"
+
+
+def _tracker(prompts: Sequence[Conversation], config: DemoConfig) -> Callable[[LanguageModel], dict[str, float]]:
+    """What is looked at while PPO runs: the true reward on a few held-out prompts, where it is known."""
+
+    def track(lm: LanguageModel) -> dict[str, float]:
+        rollout = sample_responses(
+            lm, prompts, max_new_tokens=config.rlhf.max_new_tokens, generator=generator_for(config.seed, "track")
+        )
+        rewards = [reward for reward in evaluation.true_rewards(rollout) if reward is not None]
+        return {"true_reward": sum(rewards) / len(rewards)} if rewards else {}
+
+    return track
+
+
+def evaluate_models(models: dict[str, LanguageModel], task: Task, rm: RewardModel, config: DemoConfig) -> tuple[dict, dict]:
+    """(reports, rollouts) of all models on the same prompts with the same random numbers."""
+    texts = {f"{kind}_texts": town.documents(TEXTS, seed=config.seed + 77_000, author=author)
+             for kind, author in (("good", town.GOOD), ("bad", town.BAD))}  # fmt: skip
+    pairs = {
+        name: evaluation.evaluate_model(
+            lm,
+            task.test_prompts,
+            generator=generator_for(config.seed, "evaluation"),
+            reference=models["sft"],
+            reward_model=rm,
+            max_new_tokens=config.rlhf.max_new_tokens,
+            **texts,
+        )
+        for name, lm in models.items()
+    }
+    return {name: pair[0] for name, pair in pairs.items()}, {name: pair[1] for name, pair in pairs.items()}
+
+
+def summarise(config, reports, rollouts, rm, quality, history, seconds) -> report.RunSummary:
+    """Everything that the table, metrics.json and report.html show."""
+    rewards = {name: evaluation.true_rewards(rollout) for name, rollout in rollouts.items()}
+    steps = {"SFT - base": ("sft", "base"), "RLHF - SFT": ("rlhf", "sft")}
+    if reports["sft"].true_reward is None:
+        steps = {}
+    differences = {label: evaluation.paired_difference(rewards[a], rewards[b]) for label, (a, b) in steps.items()}
+    notes = ["The rankings are by a simulated rater, whose utility is the true reward plus noise."]
+    notes += ["The prompts hold phrasings, names or place-question pairs that were never trained on."]
+    if config.feedback:
+        notes = [f"The preferences are from {Path(config.feedback).name}, split by prompt."]
+    return report.RunSummary(
+        reports=reports,
+        config=asdict(config),
+        seconds=seconds,
+        reward_model=quality,
+        differences=differences,
+        history=history,
+        scores={name: rm.score_batch(rollout.batch).tolist() for name, rollout in rollouts.items()},
+        examples=report.choose_examples(rollouts),
+        notes=notes,
+    )
+
+
+# -- the output folder ----------------------------------------------------------------------------------------------
+def open_output(out: str | Path | None, config: DemoConfig, resume: bool) -> Path:
+    """The folder of this run, with the config in it; nobody's earlier results are overwritten.
+
+    Args:
+        out: the folder; None takes the next free runs/demo-N, or with `resume` the newest one.
+        config: kept as config.json; `--resume` refuses another one.
+        resume: go on with what is there.
+
+    Raises:
+        OutputError: results of another run are there, or there is nothing to resume.
+    """
+    if out is None:
+        taken = sorted(Path("runs").glob("demo-*"), key=lambda path: int(path.name[5:]) if path.name[5:].isdigit() else 0)
+        number = int(taken[-1].name[5:]) + (not resume) if taken else 1
+        out = Path("runs") / f"demo-{number}"
+    file, text = Path(out) / "config.json", json.dumps(asdict(config), indent=2) + "\n"
+    if resume and not file.is_file():
+        raise OutputError(f"{out} holds no run to resume; leave out --resume, or name the folder with --out")
+    if resume and file.read_text() != text:
+        raise OutputError(f"{out} is a run with other options ({file}); give the same ones, or another --out")
+    if not resume and file.is_file():
+        raise OutputError(f"{out} holds an earlier run; add --resume to go on with it, or name another folder with --out")
+    write_text_atomic(file, text)
+    return Path(out)

@@ -1,0 +1,212 @@
+"""Pretraining: a base model that writes like its documents, from nothing.
+
+The tokenizer is byte-level BPE, so any text encodes. One document is one row, rows of similar length share a step, and
+the loss is over real tokens. Left out: packing several documents into a row, several processes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm.auto import trange
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from rlhf_lab.checkpoints import (
+    History, RunState, clipped_step, cosine_rate, generator_for, graceful_interrupt, make_optimiser, require,
+)  # fmt: skip
+from rlhf_lab.language_model import LanguageModel, wrap_model
+
+SPECIAL_TOKENS = ("<|user|>", "<|assistant|>", "<|end|>", "<|pad|>")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] }}"
+    "{% else %}<|{{ message['role'] }}|>{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}<|end|>{% endif %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SIZES = {  # about 1 M, 25 M and 86 M parameters; the last has GPT-2's own shape (124 M with its large vocabulary)
+    "tiny": {"n_layer": 4, "n_embd": 128, "n_head": 4},
+    "small": {"n_layer": 8, "n_embd": 512, "n_head": 8},
+    "medium": {"n_layer": 12, "n_embd": 768, "n_head": 12},
+}
+WINDOW = 16  # steps whose documents are sorted by length together
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Every choice of a pretraining run; defaults for the shipped model.
+
+    Attributes:
+        size: one of `SIZES`.
+        context: positions of the model, in tokens.
+        vocab_size: entries of the tokenizer, the 4 special ones included; at least 260.
+        steps: optimiser steps, at least 1.
+        documents_per_step: at least 1.
+        micro_batch: most documents in one pass; changes memory, not the result.
+        learning_rate: peak, above 0 (3e-3 suits about 1 M parameters; 6e-4 is usual at 100 M).
+        weight_decay: on matrices, at least 0 (GPT-3: 0.1).
+        warmup: steps of linear warm-up.
+        max_grad_norm: above 0 (GPT-3: 1.0).
+        evaluate_every, checkpoint_every: in steps.
+        seed: of weights and order.
+    """
+
+    size: str = "tiny"
+    context: int = 192
+    vocab_size: int = 1024
+    steps: int = 4000
+    documents_per_step: int = 64
+    micro_batch: int = 64
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.1
+    warmup: int = 100
+    max_grad_norm: float = 1.0
+    evaluate_every: int = 500
+    checkpoint_every: int = 500
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.size in SIZES, "size", self.size, f"one of {list(SIZES)}")
+        require(self.vocab_size >= 260, "vocab_size", self.vocab_size, "at least 260 (256 bytes and 4 special tokens)")
+        for name in ("context", "steps", "documents_per_step", "micro_batch", "evaluate_every", "checkpoint_every"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("learning_rate", "max_grad_norm"):
+            require(0 < getattr(self, name) < float("inf"), name, getattr(self, name), "a number above 0")
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
+
+
+@dataclass
+class PretrainResult:
+    """The base model, its history (loss in nats per token), and whether the run was stopped early."""
+
+    model: LanguageModel
+    history: History
+    interrupted: bool
+
+
+def train_tokenizer(texts: Sequence[str], vocab_size: int = 1024) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with the chat tokens and template of the town; end and pad are different tokens.
+
+    >>> tokenizer = train_tokenizer(["The library closes at six."] * 10, 300)
+    >>> tokenizer.decode(tokenizer("Any string: 博物馆 🙂")["input_ids"])
+    'Any string: 博物馆 🙂'
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|pad|>",
+        additional_special_tokens=["<|user|>", "<|assistant|>"],
+    )  # fmt: skip
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def pretrain(
+    documents: Sequence[str],
+    config: PretrainConfig | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    device: str = "cpu",
+    precision: torch.dtype = torch.float32,
+    evaluate: Callable[[LanguageModel], dict[str, float]] | None = None,
+    checkpoint: str | Path | None = None,
+) -> PretrainResult:
+    """Train a GPT-2 from nothing to predict the next token of `documents`.
+
+        loss = -1/N sum over real tokens t >= 1 of log p(token t | tokens before t)
+
+    Args:
+        documents: texts, chat tokens and end token written out.
+        config: see PretrainConfig.
+        tokenizer: trained on the documents when None.
+        device, precision: where, and float32 or bfloat16.
+        evaluate: called with the model every `evaluate_every` steps; its numbers join the history.
+        checkpoint: file to save to and to resume from.
+
+    Returns:
+        PretrainResult. After an interrupt it holds what was done.
+
+    Raises:
+        ValueError: no documents, or one without two tokens.
+        CheckpointError: `checkpoint` is of another run or damaged.
+        FloatingPointError: the loss is not finite; the last good state is in `checkpoint`.
+
+    Source: Radford et al. 2019, Language Models are Unsupervised Multitask Learners. Chapter 07.
+    """
+    config = config or PretrainConfig()
+    require(len(documents) > 0, "documents", "empty", "at least one text")
+    tokenizer = tokenizer or train_tokenizer(documents[:20_000], config.vocab_size)
+    rows = [torch.tensor(ids[: config.context]) for ids in tokenizer(list(documents))["input_ids"]]
+    require(min(map(len, rows)) >= 2, "documents", "one with fewer than 2 tokens", "at least 2 in each")
+    lm = wrap_model(_new_model(config, tokenizer).to(device), tokenizer, precision)
+    state = RunState("pretrain", config, lm.model, make_optimiser(lm.model, config.learning_rate, config.weight_decay))
+    state.restore(checkpoint)
+    with graceful_interrupt() as interrupt:
+        for step in trange(state.step, config.steps, desc="pretraining", initial=state.step, total=config.steps):
+            loss = _backward(lm, [rows[i] for i in step_rows(rows, config, step)], config.micro_batch)
+            rate = config.learning_rate * cosine_rate(step, config.steps, config.warmup)
+            try:
+                norm = clipped_step(lm.model, state.optimiser, rate, config.max_grad_norm, step)
+            except FloatingPointError:
+                state.save(checkpoint)
+                raise
+            state.step = step + 1
+            last = state.step == config.steps or interrupt.requested
+            numbers = evaluate(lm) if evaluate and (last or state.step % config.evaluate_every == 0) else {}
+            state.history.add(state.step, loss=loss, grad_norm=norm, learning_rate=rate, **numbers)
+            if last or state.step % config.checkpoint_every == 0:
+                state.save(checkpoint)
+            if interrupt.requested:
+                break
+    return PretrainResult(lm, state.history, state.step < config.steps)
+
+
+def _new_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> GPT2LMHeadModel:
+    shape = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=config.context, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
+        **SIZES[config.size],
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return GPT2LMHeadModel(shape)
+
+
+def step_rows(rows: Sequence[Tensor], config: PretrainConfig, step: int) -> list[int]:
+    """Indices of the documents of one step: within a window of steps drawn at random, those of similar length."""
+    size, window, place = config.documents_per_step, *divmod(step, WINDOW)
+    generator = generator_for(config.seed, "pretrain", window)
+    drawn = torch.randint(len(rows), (size * WINDOW,), generator=generator).tolist()
+    order = torch.randperm(WINDOW, generator=generator)
+    start = int(order[place]) * size
+    return sorted(drawn, key=lambda i: len(rows[i]))[start : start + size]
+
+
+def _backward(lm: LanguageModel, rows: Sequence[Tensor], micro_batch: int) -> float:
+    """Add the gradient of the mean loss per token over all `rows`; returns the loss in nats."""
+    count, total = sum(len(row) - 1 for row in rows), 0.0
+    for start in range(0, len(rows), micro_batch):
+        part = rows[start : start + micro_batch]
+        # The causal mask hides the padding on the right, and a target of -100 is not counted.
+        ids = torch.nn.utils.rnn.pad_sequence(part, batch_first=True, padding_value=lm.pad_id).to(lm.device)  # [b, T]
+        targets = torch.nn.utils.rnn.pad_sequence(part, batch_first=True, padding_value=-100).to(lm.device)[:, 1:]
+        real = targets != -100
+        with lm.autocast():
+            embedded = lm.model.get_input_embeddings()(ids[:, :-1])
+            states = lm.model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+            logits = lm.model.get_output_embeddings()(states[real])  # [real tokens, V]
+        loss = cross_entropy(logits.float(), targets[real], reduction="sum") / count
+        loss.backward()
+        total += float(loss.detach())
+    return total

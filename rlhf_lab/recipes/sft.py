@@ -1,0 +1,140 @@
+"""Supervised fine-tuning: the model imitates replies that people wrote.
+
+The loss is over the reply, its end token included; the prompt is given and not learned. Left out: packing,
+several epochs by name (steps say how long), low-rank adapters.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm.auto import trange
+
+from rlhf_lab.checkpoints import (
+    History, RunState, clipped_step, cosine_rate, generator_for, graceful_interrupt, make_optimiser, require,
+)  # fmt: skip
+from rlhf_lab.feedback.records import Demonstration
+from rlhf_lab.language_model import (
+    LanguageModel, TokenBatch, encode_prompts, encode_responses, forward, length_groups, make_batch, token_log_probs,
+)  # fmt: skip
+from rlhf_lab.tensors import masked_mean
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    """Every choice of a fine-tuning run; defaults for the shipped model.
+
+    Attributes:
+        steps: optimiser steps, at least 1.
+        demonstrations_per_step: at least 1.
+        micro_batch: most rows in one pass; changes memory, not the result.
+        learning_rate: peak, above 0; falls to a tenth along a cosine.
+        weight_decay: on matrices, at least 0.
+        warmup: steps of linear warm-up.
+        max_grad_norm: above 0.
+        max_new_tokens: longer replies are cut, and then they do not end.
+        evaluate_every, checkpoint_every: in steps.
+        seed: of the order.
+    """
+
+    steps: int = 150
+    demonstrations_per_step: int = 128
+    micro_batch: int = 32
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup: int = 10
+    max_grad_norm: float = 1.0
+    max_new_tokens: int = 64
+    evaluate_every: int = 50
+    checkpoint_every: int = 50
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        counts = "steps demonstrations_per_step micro_batch max_new_tokens evaluate_every checkpoint_every"
+        for name in counts.split():
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("learning_rate", "max_grad_norm"):
+            require(0 < getattr(self, name) < float("inf"), name, getattr(self, name), "a number above 0")
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
+
+
+@dataclass
+class SFTResult:
+    """The tuned model, its history (loss in nats per reply token), and whether the run was stopped early."""
+
+    model: LanguageModel
+    history: History
+    interrupted: bool
+
+
+def fine_tune(
+    lm: LanguageModel,
+    demonstrations: Sequence[Demonstration],
+    config: SFTConfig | None = None,
+    *,
+    evaluate: Callable[[LanguageModel], dict[str, float]] | None = None,
+    checkpoint: str | Path | None = None,
+) -> SFTResult:
+    """Train a copy of `lm` on replies.
+
+        loss = -1/N sum over reply tokens of log p(token | prompt, reply so far)
+
+    Args:
+        lm: where to start; it is not changed.
+        demonstrations: prompts with replies.
+        config: see SFTConfig.
+        evaluate: called with the model every `evaluate_every` steps; its numbers join the history.
+        checkpoint: file to save to and to resume from.
+
+    Returns:
+        SFTResult. After an interrupt it holds what was done.
+
+    Raises:
+        ValueError: no demonstrations, or a prompt longer than the context.
+        CheckpointError: `checkpoint` is of another run or damaged.
+        FloatingPointError: the gradient is not finite; the last good state is in `checkpoint`.
+
+    Source: Ouyang et al. 2022, Training language models to follow instructions, section 3.5. Chapter 07.
+    """
+    config = config or SFTConfig()
+    require(len(demonstrations) > 0, "demonstrations", "empty", "at least one prompt with a reply")
+    lm = lm.copy()
+    lm.model.requires_grad_(True)
+    prompts = encode_prompts(lm, [d.prompt for d in demonstrations], config.max_new_tokens)
+    replies = encode_responses(lm, [d.response for d in demonstrations], config.max_new_tokens)
+    state = RunState("sft", config, lm.model, make_optimiser(lm.model, config.learning_rate, config.weight_decay))
+    state.restore(checkpoint)
+    with graceful_interrupt() as interrupt:
+        for step in trange(state.step, config.steps, desc="SFT", initial=state.step, total=config.steps, leave=False):
+            generator = generator_for(config.seed, "sft", step)
+            rows = torch.randint(len(prompts), (config.demonstrations_per_step,), generator=generator).tolist()
+            batch = make_batch([prompts[i] for i in rows], [replies[i] for i in rows], lm.pad_id, lm.device)
+            loss = imitation_gradient(lm, batch, config.micro_batch)
+            rate = config.learning_rate * cosine_rate(step, config.steps, config.warmup)
+            try:
+                norm = clipped_step(lm.model, state.optimiser, rate, config.max_grad_norm, step)
+            except FloatingPointError:
+                state.save(checkpoint)
+                raise
+            state.step = step + 1
+            last = state.step == config.steps or interrupt.requested
+            numbers = evaluate(lm) if evaluate and (last or state.step % config.evaluate_every == 0) else {}
+            state.history.add(state.step, loss=loss, grad_norm=norm, learning_rate=rate, **numbers)
+            if last or state.step % config.checkpoint_every == 0:
+                state.save(checkpoint)
+            if interrupt.requested:
+                break
+    return SFTResult(lm, state.history, state.step < config.steps)
+
+
+def imitation_gradient(lm: LanguageModel, batch: TokenBatch, micro_batch: int) -> float:
+    """Add the gradient of the mean -log-prob per reply token over the whole batch; returns that mean in nats."""
+    count, total = batch.mask.sum(), 0.0
+    for rows in length_groups(batch, micro_batch):
+        part = batch.select(rows)
+        log_probs = token_log_probs(forward(lm, part).logits, part.response_ids, part.mask)
+        loss = -masked_mean(log_probs, part.mask, count=count)
+        loss.backward()
+        total += float(loss.detach())
+    return total
