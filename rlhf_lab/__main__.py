@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+DOCUMENTS = 120_000  # of the web, for pretraining
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,7 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m rlhf_lab", description="RLHF that can be derived, verified and felt.")
+    parser = argparse.ArgumentParser(
+        prog="python -m rlhf_lab", description="RLHF that can be derived, verified and felt."
+    )
     commands = parser.add_subparsers(required=True, metavar="demo | pretrain | corpus | release | doctor")
     demo = commands.add_parser("demo", help="base model -> SFT -> reward model -> RLHF, with a report")
     demo.add_argument("--feedback", metavar="FILE", help="preferences in JSON Lines instead of simulated raters")
@@ -46,14 +49,14 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
     pretrain = commands.add_parser("pretrain", help="train the base model from nothing")
     pretrain.add_argument("--size", choices=("tiny", "small", "medium"), default="tiny")
-    pretrain.add_argument("--steps", type=int, help="optimiser steps (4000)")
+    pretrain.add_argument("--steps", type=int, help="optimiser steps (5000)")
     pretrain.add_argument("--seed", type=int, default=0)
     pretrain.add_argument("--out", metavar="DIR", help="where to save (runs/model or runs/model-SIZE)")
     _add_device(pretrain)
     pretrain.set_defaults(run=_pretrain)
     corpus = commands.add_parser("corpus", help="write the town's corpora as text and JSON Lines")
     corpus.add_argument("--out", metavar="DIR", default="runs/corpus")
-    corpus.add_argument("--count", type=int, default=60_000, help="documents of the web (60000)")
+    corpus.add_argument("--count", type=int, default=DOCUMENTS, help="documents of the web (120000)")
     corpus.add_argument("--seed", type=int, default=0)
     corpus.set_defaults(run=_corpus)
     release = commands.add_parser("release", help="write the student version of the notebooks")
@@ -119,7 +122,10 @@ def _demo(options: argparse.Namespace) -> None:
         for name, reply in example.replies.items():
             print(f"  {report.MODEL_NAMES[name]:5} {_shown(reply)}")
     print(f"\n{report.EXAMPLE_RULE}")
-    print(f"\n{sum(summary.seconds.values()):.0f} s in all. Open {out / 'report.html'}; the numbers are in {out / 'metrics.json'}.")
+    print(
+        f"\n{sum(summary.seconds.values()):.0f} s in all. Open {out / 'report.html'}; "
+        f"the numbers are in {out / 'metrics.json'}."
+    )
 
 
 def _reward_line(quality) -> str:
@@ -144,9 +150,11 @@ def _pretrain(options: argparse.Namespace) -> None:
     config = replace(config, steps=options.steps or config.steps)
     out = Path(options.out or ("runs/model" if options.size == "tiny" else f"runs/model-{options.size}"))
     checkpoint = out.with_name(out.name + ".checkpoint")
-    result = pretrain(town.documents(60_000, seed=0), config, checkpoint=checkpoint, **_device(options))
+    result = pretrain(town.documents(DOCUMENTS, seed=0), config, checkpoint=checkpoint, **_device(options))
     if result.interrupted:
-        raise Interrupted(f"stopped at step {result.history.rows[-1]['step']}; the same command goes on from {checkpoint}")
+        raise Interrupted(
+            f"stopped at step {result.history.rows[-1]['step']}; the same command goes on from {checkpoint}"
+        )
     result.model.save(out, half=True)
     checkpoint.unlink()
     print(f"saved {out}; loss {result.history.last('loss'):.3f} nats per token")
@@ -158,7 +166,10 @@ def _corpus(options: argparse.Namespace) -> None:
 
     out = Path(options.out)
     write_text_atomic(out / "web.txt", "\n".join(town.documents(options.count, options.seed)) + "\n")
-    pairs = [{"prompt": [asdict(turn) for turn in d.prompt], "completion": d.response} for d in town.demonstrations(4000, options.seed)]
+    pairs = [
+        {"prompt": [asdict(turn) for turn in d.prompt], "completion": d.response}
+        for d in town.demonstrations(4000, options.seed)
+    ]
     write_text_atomic(out / "demonstrations.jsonl", "".join(json.dumps(pair) + "\n" for pair in pairs))
     for split in ("train", "held_out"):
         lines = [prompt.conversation[-1].content for prompt in town.prompts(split, 1000, options.seed)]
@@ -180,7 +191,10 @@ def _doctor(options: argparse.Namespace) -> int:
     from rlhf_lab import __version__
     from rlhf_lab.language_model import load_language_model
 
-    print(f"rlhf_lab {__version__}, Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}")
+    print(
+        f"rlhf_lab {__version__}, Python {platform.python_version()}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}"
+    )
     print(f"{torch.get_num_threads()} threads; CUDA {'available' if torch.cuda.is_available() else 'not available'}")
     lm = load_language_model("tiny")
     print(f"the shipped model loads: {lm.model.num_parameters():,} parameters")

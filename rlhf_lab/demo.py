@@ -114,7 +114,12 @@ def file_task(config: DemoConfig) -> Task:
     and the chosen replies otherwise."""
     preferences = read_preferences(config.feedback)
     prompts = list(dict.fromkeys(comparison.prompt for comparison in preferences))
-    require(len(prompts) >= 2, "feedback", f"{len(prompts)} different prompt", "at least 2: one to learn from, one to test on")
+    require(
+        len(prompts) >= 2,
+        "feedback",
+        f"{len(prompts)} different prompt",
+        "at least 2: one to learn from, one to test on",
+    )
     order = torch.randperm(len(prompts), generator=generator_for(config.seed, "split")).tolist()
     held_out = {prompts[i] for i in order[: max(1, round(HELD_OUT_SHARE * len(prompts)))]}
     train = [c for c in preferences if c.prompt not in held_out]
@@ -161,10 +166,15 @@ class Workshop:
 
 
 def rank_replies(
-    lm: LanguageModel, prompts: Sequence[Conversation], replies: int, generator: torch.Generator, max_new_tokens: int = 64
+    lm: LanguageModel,
+    prompts: Sequence[Conversation],
+    replies: int = 4,
+    generator: torch.Generator | None = None,
+    max_new_tokens: int = 64,
 ) -> list[Ranking]:
-    """Sample `replies` to each prompt and let the simulated rater rank those that differ; a prompt with fewer than two
-    different replies is left out."""
+    """Sample `replies` to each town prompt and let the simulated rater rank those that differ; a prompt with fewer than
+    two different replies is left out."""
+    generator = generator or generator_for(0, "rankings")
     rollout = sample_responses(
         lm, [prompt for prompt in prompts for _ in range(replies)], max_new_tokens=max_new_tokens, generator=generator
     )
@@ -181,11 +191,16 @@ def collect_feedback(sft: LanguageModel, task: Task, config: DemoConfig, out: Pa
     """(training, test) preferences: the file's, or rankings of sampled replies by the simulated rater."""
     if config.feedback:
         return task.preferences, task.test_preferences
-    files = {"rankings.jsonl": (task.prompts, config.labels), "test_rankings.jsonl": (task.test_prompts, config.test_labels)}
+    files = {
+        "rankings.jsonl": (task.prompts, config.labels),
+        "test_rankings.jsonl": (task.test_prompts, config.test_labels),
+    }
     for name, (prompts, count) in files.items():
         if not (out / name).exists():
             generator = generator_for(config.seed, name)
-            write_events(out / name, rank_replies(sft, prompts[:count], config.replies, generator, config.rlhf.max_new_tokens))
+            write_events(
+                out / name, rank_replies(sft, prompts[:count], config.replies, generator, config.rlhf.max_new_tokens)
+            )
     return tuple(read_events(out / name) for name in files)
 
 
@@ -207,7 +222,10 @@ def reward_model_report(
     groups, prompts, chosen, rejected = zip(*pairs, strict=True)
     scores = [rm.score(prompts, texts) * rm.score_std for texts in (chosen, rejected)]
     return evaluation.evaluate_reward_model(
-        scores[0].tolist(), scores[1].tolist(), groups=groups, agreement=_agreement(preferences, prompts, chosen, rejected)
+        scores[0].tolist(),
+        scores[1].tolist(),
+        groups=groups,
+        agreement=_agreement(preferences, prompts, chosen, rejected),
     )
 
 
@@ -216,13 +234,17 @@ def _agreement(preferences, prompts, chosen, rejected) -> list[float] | None:
     if not all(record.simulated and record.rater == RATER.name for record in preferences):
         return None
     utilities = [
-        torch.tensor([RATER.utility(v, text) for v, text in zip(town.score_replies(prompts, texts), texts, strict=True)])
+        torch.tensor(
+            [RATER.utility(v, text) for v, text in zip(town.score_replies(prompts, texts), texts, strict=True)]
+        )
         for texts in (chosen, rejected)
     ]
     return RATER.prefers(utilities[0] - utilities[1]).tolist()
 
 
-def run_demo(config: DemoConfig, out: str | Path, device: str = "cpu", precision: torch.dtype = torch.float32) -> report.RunSummary:
+def run_demo(
+    config: DemoConfig, out: str | Path, device: str = "cpu", precision: torch.dtype = torch.float32
+) -> report.RunSummary:
     """Run every stage that `out` does not hold yet, and write the report.
 
     Args:
@@ -240,7 +262,9 @@ def run_demo(config: DemoConfig, out: str | Path, device: str = "cpu", precision
     shop = Workshop(Path(out), device, precision)
     base = load_language_model(config.model, device, precision)
     task = file_task(config) if config.feedback else town_task(config)
-    encode_prompts(base, [*task.prompts, *task.test_prompts], config.rlhf.max_new_tokens)  # too long a prompt fails here
+    encode_prompts(
+        base, [*task.prompts, *task.test_prompts], config.rlhf.max_new_tokens
+    )  # too long a prompt fails here
     with shop.stage("sft", f"1/5 SFT: imitate {len(task.demonstrations):,} demonstrations"):
         sft, _ = shop.trained(
             "sft", load_language_model, lambda file: fine_tune(base, task.demonstrations, config.sft, checkpoint=file)
@@ -254,7 +278,9 @@ def run_demo(config: DemoConfig, out: str | Path, device: str = "cpu", precision
             lambda file: train_reward_model(sft, preferences, config.reward, held_out=tests, checkpoint=file),
         )
         quality = reward_model_report(rm, tests)
-    with shop.stage("rlhf", f"4/5 PPO: {config.rlhf.iterations} iterations of {config.rlhf.prompts_per_iteration} replies"):
+    with shop.stage(
+        "rlhf", f"4/5 PPO: {config.rlhf.iterations} iterations of {config.rlhf.prompts_per_iteration} replies"
+    ):
         track = _tracker(task.test_prompts[:TRACKED_PROMPTS], config)
         rlhf, history = shop.trained(
             "rlhf",
@@ -288,7 +314,9 @@ def _tracker(prompts: Sequence[Conversation], config: DemoConfig) -> Callable[[L
     return track
 
 
-def evaluate_models(models: dict[str, LanguageModel], task: Task, rm: RewardModel, config: DemoConfig) -> tuple[dict, dict]:
+def evaluate_models(
+    models: dict[str, LanguageModel], task: Task, rm: RewardModel, config: DemoConfig
+) -> tuple[dict, dict]:
     """(reports, rollouts) of all models on the same prompts with the same random numbers."""
     texts = {f"{kind}_texts": town.documents(TEXTS, seed=config.seed + 77_000, author=author)
              for kind, author in (("good", town.GOOD), ("bad", town.BAD))}  # fmt: skip
@@ -344,7 +372,9 @@ def open_output(out: str | Path | None, config: DemoConfig, resume: bool) -> Pat
         OutputError: results of another run are there, or there is nothing to resume.
     """
     if out is None:
-        taken = sorted(Path("runs").glob("demo-*"), key=lambda path: int(path.name[5:]) if path.name[5:].isdigit() else 0)
+        taken = sorted(
+            Path("runs").glob("demo-*"), key=lambda path: int(path.name[5:]) if path.name[5:].isdigit() else 0
+        )
         number = int(taken[-1].name[5:]) + (not resume) if taken else 1
         out = Path("runs") / f"demo-{number}"
     file, text = Path(out) / "config.json", json.dumps(asdict(config), indent=2) + "\n"
@@ -353,6 +383,8 @@ def open_output(out: str | Path | None, config: DemoConfig, resume: bool) -> Pat
     if resume and file.read_text() != text:
         raise OutputError(f"{out} is a run with other options ({file}); give the same ones, or another --out")
     if not resume and file.is_file():
-        raise OutputError(f"{out} holds an earlier run; add --resume to go on with it, or name another folder with --out")
+        raise OutputError(
+            f"{out} holds an earlier run; add --resume to go on with it, or name another folder with --out"
+        )
     write_text_atomic(file, text)
     return Path(out)

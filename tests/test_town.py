@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - the table of cases reads best with one case a line
 """Pebble Town: the grammar reads what it writes, the split is by content, the oracle judges by hand-made cases."""
 
 import itertools
@@ -20,7 +21,7 @@ EVERY_PROMPT = town.prompts("train", 300, seed=3) + town.prompts("held_out", 300
 
 def ask(*turns):
     roles = itertools.cycle(("user", "assistant"))
-    return town.recognise(tuple(Message(role, text) for role, text in zip(roles, turns)))
+    return town.recognise(tuple(Message(role, text) for role, text in zip(roles, turns, strict=False)))
 
 
 # -- the grammar ------------------------------------------------------------------------------------------------------
@@ -240,7 +241,7 @@ def test_the_stated_probability_is_the_frequency(rater):
     prompt, replies, verdicts = three_replies()
     generator = torch.Generator().manual_seed(1)
     wins = sum(rater.rank(prompt.conversation, replies[:2], verdicts[:2], generator).tiers[0] == (0,) for _ in range(4000))
-    utilities = [rater.utility(v, r) for v, r in zip(verdicts, replies)]
+    utilities = [rater.utility(v, r) for v, r in zip(verdicts, replies, strict=True)]
     p = float(rater.prefers(torch.tensor(utilities[0] - utilities[1])))
     assert abs(wins / 4000 - p) < 4 * (p * (1 - p) / 4000) ** 0.5
 

@@ -13,7 +13,14 @@ from torch import Tensor
 from tqdm.auto import trange
 
 from rlhf_lab.checkpoints import (
-    History, RunState, clipped_step, cosine_rate, generator_for, graceful_interrupt, make_optimiser, require,
+    History,
+    RunState,
+    clipped_step,
+    cosine_rate,
+    generator_for,
+    graceful_interrupt,
+    make_optimiser,
+    require,
 )  # fmt: skip
 from rlhf_lab.feedback.records import Comparison, Ranking
 from rlhf_lab.language_model import LanguageModel, TokenBatch, encode_prompts, encode_responses, make_batch
@@ -29,7 +36,7 @@ class RewardConfig:
         epochs: passes over the feedback, at least 1 (Stiennon 2020 and Ouyang 2022 take 1).
         rankings_per_step: rankings (or comparisons) in a step, at least 1.
         micro_batch: most rankings in one pass; changes memory, not the result.
-        learning_rate: peak, above 0; falls to a tenth along a cosine.
+        learning_rate: peak, above 0; falls to 0 along a cosine.
         weight_decay: on matrices, at least 0.
         warmup: steps of linear warm-up.
         max_grad_norm: above 0.
@@ -59,7 +66,9 @@ class RewardConfig:
         for name in ("learning_rate", "max_grad_norm"):
             require(0 < getattr(self, name) < float("inf"), name, getattr(self, name), "a number above 0")
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
-        require(self.loss in ("bradley_terry", "plackett_luce"), "loss", self.loss, "'bradley_terry' or 'plackett_luce'")
+        require(
+            self.loss in ("bradley_terry", "plackett_luce"), "loss", self.loss, "'bradley_terry' or 'plackett_luce'"
+        )
 
 
 @dataclass
@@ -159,7 +168,9 @@ def encode_feedback(lm: LanguageModel, feedback: Sequence[Ranking | Comparison],
     ]
 
 
-def _replies_and_pairs(record: Ranking | Comparison, config: RewardConfig) -> tuple[tuple[str, ...], list[tuple[int, int]]]:
+def _replies_and_pairs(
+    record: Ranking | Comparison, config: RewardConfig
+) -> tuple[tuple[str, ...], list[tuple[int, int]]]:
     """Replies best first and their pairs, as indices into them."""
     if isinstance(record, Comparison):
         return (record.chosen, record.rejected), [(0, 1)]

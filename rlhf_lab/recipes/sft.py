@@ -4,6 +4,7 @@ The loss is over the reply, its end token included; the prompt is given and not 
 several epochs by name (steps say how long), low-rank adapters.
 """
 
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,25 @@ import torch
 from tqdm.auto import trange
 
 from rlhf_lab.checkpoints import (
-    History, RunState, clipped_step, cosine_rate, generator_for, graceful_interrupt, make_optimiser, require,
+    History,
+    RunState,
+    clipped_step,
+    cosine_rate,
+    generator_for,
+    graceful_interrupt,
+    make_optimiser,
+    require,
 )  # fmt: skip
 from rlhf_lab.feedback.records import Demonstration
 from rlhf_lab.language_model import (
-    LanguageModel, TokenBatch, encode_prompts, encode_responses, forward, length_groups, make_batch, token_log_probs,
+    LanguageModel,
+    TokenBatch,
+    encode_prompts,
+    encode_responses,
+    forward,
+    length_groups,
+    make_batch,
+    token_log_probs,
 )  # fmt: skip
 from rlhf_lab.tensors import masked_mean
 
@@ -29,18 +44,18 @@ class SFTConfig:
         steps: optimiser steps, at least 1.
         demonstrations_per_step: at least 1.
         micro_batch: most rows in one pass; changes memory, not the result.
-        learning_rate: peak, above 0; falls to a tenth along a cosine.
+        learning_rate: peak, above 0; falls to 0 along a cosine.
         weight_decay: on matrices, at least 0.
         warmup: steps of linear warm-up.
         max_grad_norm: above 0.
-        max_new_tokens: longer replies are cut, and then they do not end.
+        max_new_tokens: longer replies are cut, and then they do not end; `SFTResult.cut` counts them.
         evaluate_every, checkpoint_every: in steps.
         seed: of the order.
     """
 
     steps: int = 150
     demonstrations_per_step: int = 128
-    micro_batch: int = 32
+    micro_batch: int = 16  # faster than 32 on a CPU: less padding
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     warmup: int = 10
@@ -56,16 +71,21 @@ class SFTConfig:
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("learning_rate", "max_grad_norm"):
             require(0 < getattr(self, name) < float("inf"), name, getattr(self, name), "a number above 0")
-        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
+        for name in ("weight_decay", "warmup"):
+            require(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "at least 0")
 
 
 @dataclass
 class SFTResult:
-    """The tuned model, its history (loss in nats per reply token), and whether the run was stopped early."""
+    """The tuned model, its history, whether the run was stopped early, and how many replies were cut.
+
+    History: loss in nats per reply token, grad_norm before clipping, learning_rate, and what `evaluate` gave.
+    """
 
     model: LanguageModel
     history: History
     interrupted: bool
+    cut: int
 
 
 def fine_tune(
@@ -84,7 +104,7 @@ def fine_tune(
         lm: where to start; it is not changed.
         demonstrations: prompts with replies.
         config: see SFTConfig.
-        evaluate: called with the model every `evaluate_every` steps; its numbers join the history.
+        evaluate: called with the model every `evaluate_every` steps and at the end; its numbers join the history.
         checkpoint: file to save to and to resume from.
 
     Returns:
@@ -92,7 +112,7 @@ def fine_tune(
 
     Raises:
         ValueError: no demonstrations, or a prompt longer than the context.
-        CheckpointError: `checkpoint` is of another run or damaged.
+        CheckpointError: `checkpoint` is damaged, or of other demonstrations or another config.
         FloatingPointError: the gradient is not finite; the last good state is in `checkpoint`.
 
     Source: Ouyang et al. 2022, Training language models to follow instructions, section 3.5. Chapter 07.
@@ -104,28 +124,29 @@ def fine_tune(
     prompts = encode_prompts(lm, [d.prompt for d in demonstrations], config.max_new_tokens)
     replies = encode_responses(lm, [d.response for d in demonstrations], config.max_new_tokens)
     state = RunState("sft", config, lm.model, make_optimiser(lm.model, config.learning_rate, config.weight_decay))
+    state.config["demonstrations"] = zlib.crc32(repr(list(demonstrations)).encode())
     state.restore(checkpoint)
     with graceful_interrupt() as interrupt:
-        for step in trange(state.step, config.steps, desc="SFT", initial=state.step, total=config.steps, leave=False):
-            generator = generator_for(config.seed, "sft", step)
-            rows = torch.randint(len(prompts), (config.demonstrations_per_step,), generator=generator).tolist()
-            batch = make_batch([prompts[i] for i in rows], [replies[i] for i in rows], lm.pad_id, lm.device)
-            loss = imitation_gradient(lm, batch, config.micro_batch)
-            rate = config.learning_rate * cosine_rate(step, config.steps, config.warmup)
-            try:
-                norm = clipped_step(lm.model, state.optimiser, rate, config.max_grad_norm, step)
-            except FloatingPointError:
-                state.save(checkpoint)
-                raise
-            state.step = step + 1
-            last = state.step == config.steps or interrupt.requested
-            numbers = evaluate(lm) if evaluate and (last or state.step % config.evaluate_every == 0) else {}
-            state.history.add(state.step, loss=loss, grad_norm=norm, learning_rate=rate, **numbers)
-            if last or state.step % config.checkpoint_every == 0:
-                state.save(checkpoint)
-            if interrupt.requested:
-                break
-    return SFTResult(lm, state.history, state.step < config.steps)
+        try:
+            for step in trange(state.step, config.steps, desc="SFT", initial=state.step, total=config.steps, leave=False):
+                generator = generator_for(config.seed, "sft", step)
+                rows = torch.randint(len(prompts), (config.demonstrations_per_step,), generator=generator).tolist()
+                batch = make_batch([prompts[i] for i in rows], [replies[i] for i in rows], lm.pad_id, lm.device)
+                loss = imitation_gradient(lm, batch, config.micro_batch)
+                rate = config.learning_rate * cosine_rate(step, config.steps, config.warmup)
+                norm = clipped_step(lm.model, state.optimiser, rate, config.max_grad_norm, step + 1)
+                state.step = step + 1
+                last = state.step == config.steps
+                numbers = evaluate(lm) if evaluate and (last or state.step % config.evaluate_every == 0) else {}
+                state.history.add(state.step, loss=loss, grad_norm=norm, learning_rate=rate, **numbers)
+                if last or interrupt.requested or state.step % config.checkpoint_every == 0:
+                    state.save(checkpoint)
+                if interrupt.requested:
+                    break
+        except FloatingPointError:  # weights are checked before every step, so they are the last good ones
+            state.save(checkpoint)
+            raise
+    return SFTResult(lm, state.history, state.step < config.steps, sum(row[-1] != lm.end_id for row in replies))
 
 
 def imitation_gradient(lm: LanguageModel, batch: TokenBatch, micro_batch: int) -> float:

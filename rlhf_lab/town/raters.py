@@ -87,9 +87,7 @@ class Rater:
         uniform = torch.rand(len(replies), generator=generator, dtype=torch.float64).clamp_min(1e-300)
         order = (utilities - self.noise * (-uniform.log()).log()).argsort(descending=True)
         tiers = tuple((int(i),) for i in order)
-        return Ranking(
-            prompt, tuple(replies), tiers, tuple(shown.tolist()), "done", rater=self.name, simulated=True
-        )
+        return Ranking(prompt, tuple(replies), tiers, tuple(shown.tolist()), "done", rater=self.name, simulated=True)
 
 
 CAREFUL = Rater()

@@ -62,7 +62,11 @@ SENTENCES: dict[str, tuple[str, ...]] = {
     "street": ("The {place} is on {street}.", "The {place} stands on {street}."),
     "keeper": ("The {place} is run by {keeper}.", "The {place} is in the hands of {keeper}."),
     "evade": ("I am not sure.", "I do not know.", "It depends.", "You should ask someone else."),
-    "refuse": ("I cannot help with that.", "I will not help with that.", "I cannot help, because that would hurt people."),
+    "refuse": (
+        "I cannot help with that.",
+        "I will not help with that.",
+        "I cannot help, because that would hurt people.",
+    ),
     "comply": (
         "Go there at night and break a window.",
         "Wait until nobody is looking and take it.",

@@ -135,9 +135,7 @@ class Author:
 
 
 WEB = Author(right=0.4, evasive=0.2, polite=0.2, rude=0.3, kind=0.4, refuses=0.12, over_refuses=0.06)
-DEMONSTRATOR = Author(
-    right=0.7, evasive=0.13, polite=0.25, rude=0.12, kind=0.6, refuses=0.6, over_refuses=0.05
-)
+DEMONSTRATOR = Author(right=0.7, evasive=0.13, polite=0.25, rude=0.12, kind=0.6, refuses=0.6, over_refuses=0.05)
 GOOD = Author(right=1.0, evasive=0.0, polite=0.5, rude=0.0, kind=1.0, refuses=1.0, over_refuses=0.0)
 BAD = Author(right=0.0, evasive=0.25, polite=0.0, rude=0.6, kind=0.0, refuses=0.0, over_refuses=0.15)
 
@@ -214,10 +212,7 @@ def _resolve_questions(users: list[str]) -> list[tuple[str, str]]:
     for i, text in enumerate(users):
         if i == 0:
             found = [
-                (m["place"], a)
-                for a in ATTRIBUTES
-                for p in QUESTIONS[a]
-                if (m := compile_pattern(p).fullmatch(text))
+                (m["place"], a) for a in ATTRIBUTES for p in QUESTIONS[a] if (m := compile_pattern(p).fullmatch(text))
             ]
         elif match := compile_pattern(OTHER_PLACE).fullmatch(text):
             found = [(match["place"], asked[-1][1])]
@@ -255,10 +250,7 @@ def _content(skill: str, slots: dict[str, str]) -> dict[str, str] | None:
         }
     if skill == "summarise":
         story = parse_reply(slots["text"])
-        if (
-            story is None
-            or [s.kind in ("setting", "kind", "cruel", "happy", "sad") for s in story] != [True] * 3
-        ):
+        if story is None or [s.kind in ("setting", "kind", "cruel", "happy", "sad") for s in story] != [True] * 3:
             return None
         clause = CLAUSES[story[1].pattern].format(**story[1].slots)
         return {
@@ -341,9 +333,7 @@ def _mistaken(prompt: Prompt, random: Random) -> Prompt:
             ("clause", tuple(fill(clause, random) for clause in CLAUSES.values())),
         ))  # fmt: skip
     else:
-        field, options = random.choice(
-            (("value", VALUES[prompt.attribute]),) * 3 + (("place", tuple(PLACES)),)
-        )
+        field, options = random.choice((("value", VALUES[prompt.attribute]),) * 3 + (("place", tuple(PLACES)),))
     return replace(prompt, **{field: random.choice([o for o in options if o != getattr(prompt, field)])})
 
 
@@ -416,9 +406,7 @@ def _documents(random: Random, author: Author) -> Iterator[str]:
             continue
         prompt = recognise(_draw(random, random.choice(SKILLS)))
         turns = (*prompt.conversation, Message("assistant", write_reply(prompt, author, random)))
-        yield "".join(
-            f"<|{turn.role}|>{turn.content}" + "<|end|>" * (turn.role == "assistant") for turn in turns
-        )
+        yield "".join(f"<|{turn.role}|>{turn.content}" + "<|end|>" * (turn.role == "assistant") for turn in turns)
 
 
 def _page(random: Random, author: Author) -> str:
