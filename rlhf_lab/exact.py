@@ -363,7 +363,7 @@ class TokenWorld:
             return self.scores
         if callable(scores):
             scores = [[scores(p, tokens) for tokens in self._tuples] for p in range(self.prompts)]
-        scores = torch.as_tensor(scores).detach().double()
+        scores = torch.as_tensor(scores, dtype=torch.float64).detach()
         expected = (self.prompts, self.num_sequences)
         if scores.shape not in (expected, expected[1:]):
             raise ValueError(

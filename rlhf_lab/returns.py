@@ -65,8 +65,9 @@ def discounted_returns(
     Source: Sutton and Barto 2018, section 3.3. Chapter 02.
     """
     _check_rows(rewards, discounts, mask)
-    last = torch.zeros_like(rewards[:, 0]) if bootstrap is None else bootstrap
-    check_shapes(**{"rewards[:, 0]": rewards[:, 0], "bootstrap": last})
+    last = rewards.new_zeros(len(rewards)) if bootstrap is None else bootstrap
+    if last.shape != rewards.shape[:1]:
+        raise ValueError(f"bootstrap has shape {list(last.shape)}, expected [{len(rewards)}]: one a row")
     return _reverse_scan(rewards, discounts, mask, last)
 
 
@@ -142,7 +143,7 @@ def gae(rewards: Tensor, values: Tensor, discounts: Tensor, mask: Tensor, lam: f
     if not 0 <= lam <= 1:
         raise ValueError(f"lam must be in [0, 1], got {lam}")
     errors = td_errors(rewards, values, discounts, mask)
-    return _reverse_scan(errors, lam * discounts, mask, torch.zeros_like(errors[:, 0]))
+    return _reverse_scan(errors, lam * discounts, mask, errors.new_zeros(len(errors)))
 
 
 @torch.no_grad()
