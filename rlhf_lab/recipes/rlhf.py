@@ -1,10 +1,8 @@
 """RLHF with PPO, as in InstructGPT: a policy learns from a reward model on a KL leash.
 
 One iteration: sample replies, score them, turn scores and KL into one reward per token, estimate advantages,
-    and take
-a few epochs of clipped gradient steps on policy and value. The policy runs in eval mode throughout (no
-dropout), so the
-law that sampled is the law that is scored.
+and take a few epochs of clipped gradient steps on policy and value. The policy stays in eval mode (no
+dropout), so the law that sampled is the law that is scored.
 Left out: several processes, reward whitening, per-token rewards from the reward model, value warm-up.
 """
 
@@ -13,23 +11,23 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm.auto import trange
 
 from rlhf_lab import invariants
 from rlhf_lab.checkpoints import (
     CheckpointError,
     History,
+    RunState,
     generator_for,
     graceful_interrupt,
-    load_checkpoint,
-    save_checkpoint,
-)
+    require,
+)  # fmt: skip
 from rlhf_lab.feedback.records import Conversation, as_conversation
 from rlhf_lab.kl import kl_k1, kl_k3
 from rlhf_lab.language_model import (
@@ -41,24 +39,22 @@ from rlhf_lab.language_model import (
     make_batch,
     response_log_probs,
     token_log_probs,
-)
+)  # fmt: skip
 from rlhf_lab.objectives import (
     clip_fraction,
     clipped_surrogate_objective,
     clipped_value_loss,
     entropy,
     explained_variance,
-)
+)  # fmt: skip
 from rlhf_lab.returns import gae
 from rlhf_lab.reward_model import RewardModel
 from rlhf_lab.rollouts import Rollout, sample_responses
 from rlhf_lab.tensors import masked_mean, masked_sum, masked_whiten
 
-CHECK_ROWS, CHECK_EVERY, CHECK_BUDGET = (
-    2,
-    10,
-    0.02,
-)  # rows re-scored, iterations between, share of forward tokens
+# Rows that are scored again, iterations between, and the most of all forward tokens that this may take.
+CHECK_ROWS, CHECK_EVERY, CHECK_BUDGET = 2, 10, 0.02
+VALUES = ("reward_model", "policy_head")
 
 
 @dataclass(frozen=True)
@@ -77,10 +73,11 @@ class OptimiserConfig:
     warmup_iterations: int = 0
     final_fraction: float = 0.1
 
-    def __post_init__(self):
-        _require(self, ("adam_epsilon", "max_grad_norm"), lambda x: x > 0, "> 0")
-        _require(self, ("warmup_iterations",), lambda x: x >= 0, ">= 0")
-        _require(self, ("final_fraction",), lambda x: 0 <= x <= 1, "in [0, 1]")
+    def __post_init__(self) -> None:
+        require(self.adam_epsilon > 0, "adam_epsilon", self.adam_epsilon, "above 0")
+        require(self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "above 0")
+        require(self.warmup_iterations >= 0, "warmup_iterations", self.warmup_iterations, "at least 0")
+        require(0 <= self.final_fraction <= 1, "final_fraction", self.final_fraction, "in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -139,20 +136,22 @@ class RLHFConfig:
     evaluate_every: int = 10
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         counts = ("iterations", "prompts_per_iteration", "max_new_tokens", "epochs", "minibatch_rows")
-        _require(self, (*counts, "micro_batch", "evaluate_every"), lambda x: x >= 1, "at least 1")
+        for name in (*counts, "micro_batch", "evaluate_every"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         rates = ("temperature", "learning_rate", "value_learning_rate", "clip_epsilon", "value_clip_epsilon")
-        _require(self, rates, lambda x: 0 < x < float("inf"), "> 0")
-        weights = ("value_coef", "entropy_coef", "kl_coef", "lm_coef", "missing_end_penalty")
-        _require(self, weights, lambda x: 0 <= x < float("inf"), ">= 0")
-        _require(self, ("kl_target", "kl_stop"), lambda x: x is None or x > 0, "> 0, or None for none")
-        _require(self, ("gae_lambda",), lambda x: 0 <= x <= 1, "in [0, 1]")
-        _require(
-            self, ("value",), lambda x: x in ("reward_model", "policy_head"), "reward_model or policy_head"
-        )
-        most = self.prompts_per_iteration
-        _require(self, ("minibatch_rows",), lambda x: x <= most, f"<= prompts_per_iteration, {most}")
+        for name in rates:
+            require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "a number above 0")
+        for name in ("value_coef", "entropy_coef", "kl_coef", "lm_coef", "missing_end_penalty"):
+            require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "a number from 0 on")
+        for name in ("kl_target", "kl_stop"):
+            got = getattr(self, name)
+            require(got is None or got > 0, name, got, "above 0, or None")
+        require(0 <= self.gae_lambda <= 1, "gae_lambda", self.gae_lambda, "in [0, 1]")
+        require(self.value in VALUES, "value", self.value, f"one of {VALUES}")
+        rows, most = self.minibatch_rows, self.prompts_per_iteration
+        require(rows <= most, "minibatch_rows", rows, f"at most prompts_per_iteration, {most}")
 
 
 @dataclass(frozen=True)
@@ -265,19 +264,21 @@ def train_rlhf(
     """
     config = config or RLHFConfig()
     prompts, texts = _check_inputs(policy, prompts, reward, config, lm_texts)
-    run = _Run.start(policy, reward, reference, value_init, config)
-    resume_key = {"config": asdict(config), "inputs": _fingerprint(run.reference, prompts, lm_texts)}
-    run.restore(checkpoint, resume_key)
-    if evaluate is not None and run.iteration == 0:
-        run.history.add(step=0, **evaluate(run.policy))
-    with graceful_interrupt() as interrupt, run.saved_on_failure(checkpoint, resume_key):
-        for iteration in _progress(run, config):
-            generator = generator_for(config.seed, "rlhf", iteration)
-            set_learning_rate(run.optimiser, config, iteration)
+    run = Run.start(policy, reward, config, reference, value_init)
+    run.restore(checkpoint, _fingerprint(run.reference, prompts, texts))
+    state = run.state
+    if evaluate is not None and not len(state.history):
+        state.history.add(step=0, **evaluate(run.policy))
+    span = {"initial": state.step, "total": config.iterations}
+    bar = trange(state.step, config.iterations, desc="RLHF", leave=False, **span)
+    with graceful_interrupt() as interrupt, run.saved_on_failure(checkpoint):
+        for step in bar:
+            generator = generator_for(config.seed, "rlhf", step)
+            rate = set_learning_rate(state.optimiser, config, step)
             with run.timed("sample"):
                 rollout = sample_responses(
                     run.policy,
-                    _prompts_of(prompts, config, iteration),
+                    prompts_of(prompts, config, step),
                     max_new_tokens=config.max_new_tokens,
                     temperature=config.temperature,
                     generator=generator,
@@ -287,31 +288,151 @@ def train_rlhf(
                 experience, numbers = score_rollout(run, rollout, reward, config)
             with run.timed("optimise"):
                 numbers |= optimise(run, experience, texts, config, generator)
-            numbers |= {"kl_coef": run.kl_coef, "learning_rate": run.optimiser.param_groups[0]["lr"]}
+            numbers |= {"kl_coef": run.kl_coef, "learning_rate": rate}
             if config.kl_target is not None:
-                run.kl_coef = adapted_kl_coef(run.kl_coef, numbers["kl"], config.kl_target)
-            done = iteration + 1
-            if evaluate is not None and (done % config.evaluate_every == 0 or done == config.iterations):
-                evaluated = evaluate(run.policy)
-            else:
-                evaluated = {}
-            run.history.add(step=done, **numbers, **evaluated)
-            run.iteration, stop = done, interrupt.requested
-            if checkpoint is not None and (stop or done % checkpoint_every == 0 or done == config.iterations):
-                run.save(checkpoint, resume_key)
+                state.extra["kl_coef"] = adapted_kl_coef(run.kl_coef, numbers["kl"], config.kl_target)
+            done, last = step + 1, step + 1 == config.iterations
+            due = evaluate is not None and (last or done % config.evaluate_every == 0)
+            state.history.add(step=done, **numbers, **(evaluate(run.policy) if due else {}))
+            state.step, stop = done, interrupt.requested
+            if last or stop or done % checkpoint_every == 0:
+                state.save(checkpoint)
             if stop:
                 break
-    return run.result(interrupted=run.iteration < config.iterations)
+    return run.result(interrupted=state.step < config.iterations)
 
 
-def score_rollout(run: "_Run", rollout: Rollout, reward, config: RLHFConfig) -> tuple[Experience, dict]:
+@dataclass
+class Run:
+    """The models of a run, and what a checkpoint must keep of them.
+
+    Attributes:
+        policy, value: in training; the value is a model of its own or a head on the policy.
+        reference: the other end of the leash, not trained.
+        same_reference: it is the policy as it was at step 0.
+        passes: forward passes over each reply in one iteration, of all models together.
+        state: weights, optimiser, step and history; in `extra` the KL coefficient and the counts of forward
+            tokens.
+        timings: seconds of each part of each iteration.
+    """
+
+    policy: LanguageModel
+    value: RewardModel | ValueHead
+    reference: LanguageModel
+    same_reference: bool
+    passes: int
+    state: RunState
+    timings: dict = field(default_factory=lambda: {"sample": [], "score": [], "optimise": []})
+
+    @classmethod
+    def start(cls, policy, reward, config: RLHFConfig, reference=None, value_init=None) -> "Run":
+        """A copy of the policy, a value and an optimiser for both, before the first step."""
+        trained, value = policy.copy(), _initial_value(policy, reward, value_init, config)
+        network = value if isinstance(value, ValueHead) else value.model
+        trained.model.eval().requires_grad_(True)
+        network.requires_grad_(True)
+        if config.check_invariants:
+            invariants.check_reference_apart(trained.model, (reference or policy).model)
+        groups = [
+            {"params": list(trained.model.parameters()), "peak": config.learning_rate},
+            {"params": list(network.parameters()), "peak": config.value_learning_rate},
+        ]
+        epsilon = config.optimiser.adam_epsilon
+        optimiser = torch.optim.AdamW(groups, lr=1.0, eps=epsilon, weight_decay=0.0, fused=True)
+        networks = torch.nn.ModuleDict({"policy": trained.model, "value": network})
+        state = RunState("rlhf", config, networks, optimiser)
+        state.extra = {"kl_coef": config.kl_coef, "forward_tokens": 0, "check_tokens": 0}
+        passes = 2 + isinstance(reward, RewardModel) + (policy.precision != torch.float32)
+        passes += config.epochs + (value is not network) * (1 + config.epochs)
+        return cls(trained, value, reference or policy, reference is None, passes, state)
+
+    @property
+    def kl_coef(self) -> float:
+        """Reward units per nat, now."""
+        return self.state.extra["kl_coef"]
+
+    def restore(self, checkpoint: str | Path | None, inputs: int) -> None:
+        """Go on from the checkpoint if there is one; `inputs` is a digest of reference, prompts and texts."""
+        self.state.extra["inputs"] = inputs
+        self.state.restore(checkpoint)
+        if self.state.extra["inputs"] != inputs:
+            raise CheckpointError(
+                f"{checkpoint} is of a run with another reference, other prompts or other lm_texts; give "
+                "those it was made with, or another file"
+            )
+
+    def clipped_step(self, config: RLHFConfig) -> float:
+        """One AdamW step with both gradients clipped, each apart; returns the norm of the policy's."""
+        most, groups = config.optimiser.max_grad_norm, self.state.optimiser.param_groups
+        norms = torch.stack([torch.nn.utils.clip_grad_norm_(group["params"], most) for group in groups])
+        invariants.check_finite("the gradient norms of policy and value", norms, self.state.step + 1)
+        self.state.optimiser.step()
+        self.state.optimiser.zero_grad(set_to_none=True)
+        return float(norms[0])
+
+    def check_rollout(self, rollout: Rollout, log_probs: Tensor, ref_log_probs: Tensor, config) -> None:
+        """The live checks of a fresh rollout; what is scored again for them stays within its budget."""
+        batch, policy, extra = rollout.batch, self.policy, self.state.extra
+        tolerance = invariants.tolerance_for(policy.precision)
+        limit = config.max_new_tokens
+        lengths = invariants.reply_lengths(batch.response_ids, rollout.ended, policy.end_id, limit)
+        invariants.check_mask(batch.mask, lengths)
+        if self.state.step == 0 and self.same_reference:
+            cause = partial(invariants.diagnose, policy, batch, log_probs, ref_log_probs, config.temperature)
+            invariants.check_initial_kl(log_probs, ref_log_probs, batch.mask, tolerance, cause)
+        lengths = batch.prompt_lengths + batch.response_lengths
+        extra["forward_tokens"] += self.passes * int(lengths.sum())
+        costs = lengths[:CHECK_ROWS].cumsum(0)
+        rows = int((extra["check_tokens"] + costs <= CHECK_BUDGET * extra["forward_tokens"]).sum())
+        if self.state.step % CHECK_EVERY == 0 and rows:
+            extra["check_tokens"] += int(costs[rows - 1])
+            few = batch.select(torch.arange(rows))
+            invariants.check_padding(policy, few, rollout.log_probs[:rows], config.temperature, tolerance)
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Note the seconds of a block."""
+        start = time.perf_counter()
+        yield
+        self.timings[part].append(time.perf_counter() - start)
+
+    @contextmanager
+    def saved_on_failure(self, checkpoint: str | Path | None) -> Iterator[None]:
+        """Save when something is not finite; the weights still are, because every gradient is checked."""
+        try:
+            yield
+        except FloatingPointError as error:
+            self.state.save(checkpoint)
+            if checkpoint is not None:
+                error.add_note(f"The last good state, after iteration {self.state.step}, is in {checkpoint}.")
+            raise
+
+    def result(self, interrupted: bool) -> RLHFResult:
+        """What the caller gets."""
+        cost = self.state.extra["check_tokens"] / max(1, self.state.extra["forward_tokens"])
+        return RLHFResult(self.policy, self.value, self.state.history, interrupted, self.timings, cost)
+
+
+def _initial_value(policy, reward, value_init, config):
+    if config.value == "policy_head":
+        return ValueHead(policy.model.config.hidden_size).to(policy.device)
+    if value_init is not None or isinstance(reward, RewardModel):
+        return (value_init or reward).copy()
+    value = RewardModel.from_language_model(policy, generator_for(config.seed, "rlhf", "value"))
+    torch.nn.init.zeros_(value.model.score.weight)  # values start at 0; a random head would only add noise
+    return value
+
+
+def score_rollout(run: Run, rollout: Rollout, reward, config: RLHFConfig) -> tuple[Experience, dict]:
     """Turn replies into experience: scores, KL, one reward per token, advantages; and the numbers to log."""
-    batch, mask, step = rollout.batch, rollout.batch.mask, run.iteration
+    batch, mask, step = rollout.batch, rollout.batch.mask, run.state.step
     old_log_probs, old_values = old_log_probs_and_values(run.policy, run.value, rollout, config)
     ref_log_probs = response_log_probs(run.reference, batch, config.temperature, config.micro_batch)
     raw_scores = _scores(reward, rollout)
     invariants.check_finite("reward scores", raw_scores, step + 1)
     invariants.check_finite("log-probs of the policy", old_log_probs, step + 1)
+    if config.check_invariants:
+        run.check_rollout(rollout, old_log_probs, ref_log_probs, config)
     scores = raw_scores - config.missing_end_penalty * ~rollout.ended
     kl_penalty = -run.kl_coef * kl_k1(old_log_probs, ref_log_probs) * mask
     rewards = token_rewards(scores, kl_penalty, mask)
@@ -319,7 +440,6 @@ def score_rollout(run: "_Run", rollout: Rollout, reward, config: RLHFConfig) -> 
     advantages = gae(rewards, old_values, discounts, mask, config.gae_lambda)
     returns = advantages + old_values[:, :-1]
     if config.check_invariants:
-        run.check_rollout(rollout, old_log_probs, ref_log_probs, config)
         tolerance = invariants.tolerance_for(torch.float32)
         invariants.check_score_counted_once(rewards, scores, kl_penalty, mask, tolerance, discounts)
     numbers = {
@@ -419,7 +539,7 @@ def micro_batches(batch: TokenBatch, rows: Tensor, most: int) -> list[Tensor]:
     return [rows[group.cpu()] for group in length_groups(batch.select(rows), most)]
 
 
-def optimise(run: "_Run", experience: Experience, texts, config: RLHFConfig, generator) -> dict[str, float]:
+def optimise(run: Run, experience: Experience, texts, config: RLHFConfig, generator) -> dict[str, float]:
     """A few epochs of minibatch steps on one iteration's experience; mean numbers over the steps."""
     steps = []
     for _ in range(config.epochs):
@@ -431,17 +551,17 @@ def optimise(run: "_Run", experience: Experience, texts, config: RLHFConfig, gen
             if config.lm_coef > 0:
                 picked = torch.randint(len(texts), (len(rows),), generator=generator)
                 numbers["lm_loss"] = language_model_gradient(run.policy, [texts[i] for i in picked], config)
-            numbers["grad_norm"] = run.step(config)
+            numbers["grad_norm"] = run.clipped_step(config)
             steps.append(numbers)
     return _mean_of(steps)
 
 
-def minibatch_gradient(run: "_Run", experience: Experience, rows: Tensor, config: RLHFConfig, first: bool):
+def minibatch_gradient(run: Run, experience: Experience, rows: Tensor, config: RLHFConfig, first: bool):
     """Set the gradients of policy and value to those of the PPO loss on these rows; the numbers to log.
 
     Every micro-batch is divided by the token count of the whole minibatch, so their size changes nothing.
     """
-    run.optimiser.zero_grad(set_to_none=True)
+    run.state.optimiser.zero_grad(set_to_none=True)
     count = experience.batch.mask[rows].sum()
     new = torch.zeros_like(experience.old_log_probs)
     sums = torch.zeros(2, device=new.device)
@@ -451,7 +571,7 @@ def minibatch_gradient(run: "_Run", experience: Experience, rows: Tensor, config
         (policy_loss + config.value_coef * value_loss).backward()
         new[part_rows, : log_probs.shape[1]] = log_probs.detach()
         sums += torch.stack([policy_loss.detach(), value_loss.detach()])
-    invariants.check_finite("the policy and value losses", sums, run.iteration + 1)
+    invariants.check_finite("the policy and value losses", sums, run.state.step + 1)
     new, old, mask = new[rows], experience.old_log_probs[rows], experience.batch.mask[rows]
     if first and config.check_invariants:
         tolerance = invariants.tolerance_for(run.policy.precision)
@@ -494,137 +614,28 @@ def language_model_gradient(lm: LanguageModel, token_rows: list[list[int]], conf
     return total
 
 
-def set_learning_rate(optimiser: torch.optim.Optimizer, config: RLHFConfig, iteration: int) -> None:
-    """Linear warm-up over the first iterations, times a linear fall to final_fraction at the last one."""
+def set_learning_rate(optimiser: torch.optim.Optimizer, config: RLHFConfig, step: int) -> float:
+    """Linear warm-up over the first iterations, times a linear fall to final_fraction; returns the policy's
+    rate."""
     schedule = config.optimiser
-    warmup = min(1.0, (iteration + 1) / (schedule.warmup_iterations + 1))
-    done = iteration / max(1, config.iterations - 1)
+    warmup = min(1.0, (step + 1) / (schedule.warmup_iterations + 1))
+    done = step / max(1, config.iterations - 1)
     for group in optimiser.param_groups:
         group["lr"] = group["peak"] * warmup * (1 - (1 - schedule.final_fraction) * done)
+    return optimiser.param_groups[0]["lr"]
 
 
-@dataclass
-class _Run:
-    """What changes during a run: models, optimiser, counters; together, so that it can be saved."""
-
-    policy: LanguageModel
-    reference: LanguageModel
-    value: RewardModel | ValueHead
-    optimiser: torch.optim.Optimizer
-    history: History
-    kl_coef: float
-    same_reference: bool  # the reference is the policy as it was at step 0
-    passes: int  # forward passes over each reply in an iteration, of all models together
-    iteration: int = 0
-    forward_tokens: int = 0
-    check_tokens: int = 0
-    timings: dict = field(default_factory=lambda: {"sample": [], "score": [], "optimise": []})
-
-    @classmethod
-    def start(cls, policy, reward, reference, value_init, config) -> "_Run":
-        trained = policy.copy()
-        trained.model.requires_grad_(True)
-        trained.model.eval()
-        value = _initial_value(policy, reward, value_init, config)
-        network = _network(value).requires_grad_(True)
-        groups = [
-            {"params": list(trained.model.parameters()), "peak": config.learning_rate},
-            {"params": list(network.parameters()), "peak": config.value_learning_rate},
-        ]
-        epsilon = config.optimiser.adam_epsilon
-        optimiser = torch.optim.AdamW(groups, lr=1.0, eps=epsilon, weight_decay=0.0, fused=True)
-        passes = 2 + isinstance(reward, RewardModel) + (policy.precision != torch.float32)
-        passes += config.epochs + (value is not network) * (1 + config.epochs)
-        if config.check_invariants:
-            invariants.check_reference_apart(trained.model, (reference or policy).model)
-        common = (reference or policy, value, optimiser, History(), config.kl_coef)
-        return cls(trained, *common, same_reference=reference is None, passes=passes)
-
-    def step(self, config: RLHFConfig) -> float:
-        """One AdamW step; the norm of the policy's gradient before clipping."""
-        most, groups = config.optimiser.max_grad_norm, self.optimiser.param_groups
-        norms = torch.stack([torch.nn.utils.clip_grad_norm_(group["params"], most) for group in groups])
-        invariants.check_finite("the gradient norms of policy and value", norms, self.iteration + 1)
-        self.optimiser.step()
-        return float(norms[0])
-
-    def check_rollout(self, rollout, old_log_probs, ref_log_probs, config) -> None:
-        """The live checks on a fresh rollout, within their budget of forward tokens."""
-        batch, policy = rollout.batch, self.policy
-        tolerance = invariants.tolerance_for(policy.precision)
-        limit = config.max_new_tokens
-        lengths = invariants.reply_lengths(batch.response_ids, rollout.ended, policy.end_id, limit)
-        invariants.check_mask(batch.mask, lengths)
-        if self.iteration == 0 and self.same_reference:
-            pair = (old_log_probs, ref_log_probs)
-            cause = partial(invariants.diagnose, policy, batch, *pair, config.temperature)
-            invariants.check_initial_kl(*pair, batch.mask, tolerance, cause)
-        self.forward_tokens += self.passes * int(batch.prompt_mask.sum() + batch.mask.sum())
-        few = torch.arange(min(CHECK_ROWS, len(rollout)), device=batch.mask.device)
-        cost = int(batch.prompt_mask[few].sum() + batch.mask[few].sum())
-        affordable = self.check_tokens + cost <= CHECK_BUDGET * self.forward_tokens
-        if self.iteration % CHECK_EVERY == 0 and affordable:
-            self.check_tokens += cost
-            part = batch.select(few)
-            invariants.check_padding(policy, part, rollout.log_probs[few], config.temperature, tolerance)
-
-    @contextmanager
-    def timed(self, part: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.timings[part].append(time.perf_counter() - start)
-
-    @contextmanager
-    def saved_on_failure(self, checkpoint, resume_key) -> Iterator[None]:
-        """Weights are checked before every step, so what is saved after a failure is finite."""
-        try:
-            yield
-        except FloatingPointError as error:
-            if checkpoint is not None:
-                self.save(checkpoint, resume_key)
-                error.add_note(f"The last good state, after iteration {self.iteration}, is in {checkpoint}.")
-            raise
-
-    def save(self, checkpoint, resume_key) -> None:
-        state = {"recipe": "rlhf", "key": resume_key, "iteration": self.iteration, "kl_coef": self.kl_coef}
-        state |= {"policy": self.policy.model.state_dict(), "value": _network(self.value).state_dict()}
-        state |= {"optimiser": self.optimiser.state_dict(), "history": self.history.to_list()}
-        state |= {"forward_tokens": self.forward_tokens, "check_tokens": self.check_tokens}
-        save_checkpoint(checkpoint, state)
-
-    def restore(self, checkpoint, resume_key) -> None:
-        if checkpoint is None or not Path(checkpoint).exists():
-            return
-        state = load_checkpoint(checkpoint)
-        if state.get("recipe") != "rlhf" or state["key"] != resume_key:
-            raise CheckpointError(
-                f"{checkpoint} is of another run ({_first_difference(state.get('key'), resume_key)}); give "
-                "the configuration, models and prompts it was made with, or another checkpoint file"
-            )
-        self.policy.model.load_state_dict(state["policy"])
-        _network(self.value).load_state_dict(state["value"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.history = History.from_list(state["history"])
-        for name in ("iteration", "kl_coef", "forward_tokens", "check_tokens"):
-            setattr(self, name, state[name])
-
-    def result(self, interrupted: bool) -> RLHFResult:
-        cost = self.check_tokens / max(1, self.forward_tokens)
-        return RLHFResult(self.policy, self.value, self.history, interrupted, self.timings, cost)
-
-
-def _network(value):
-    return value if isinstance(value, ValueHead) else value.model
-
-
-def _initial_value(policy, reward, value_init, config):
-    if config.value == "policy_head":
-        return ValueHead(policy.model.config.hidden_size).to(policy.device)
-    if value_init is not None:
-        return value_init.copy()
-    if isinstance(reward, RewardModel):
-        return reward.copy()
-    return RewardModel.from_language_model(policy, generator_for(config.seed, "rlhf", "value"))
+def prompts_of(prompts: Sequence, config: RLHFConfig, step: int) -> list:
+    """The prompts of one iteration: all are used, in an order that changes every lap, before any is used
+    twice."""
+    count, picked, order = config.prompts_per_iteration, [], []
+    for position in range(step * count, (step + 1) * count):
+        lap, place = divmod(position, len(prompts))
+        if not order or place == 0:
+            shuffle = generator_for(config.seed, "prompts", lap)
+            order = torch.randperm(len(prompts), generator=shuffle).tolist()
+        picked.append(prompts[order[place]])
+    return picked
 
 
 def _scores(reward, rollout: Rollout) -> Tensor:
@@ -632,69 +643,36 @@ def _scores(reward, rollout: Rollout) -> Tensor:
     if isinstance(reward, RewardModel):
         return reward.score_batch(rollout.batch)
     scores = reward(rollout)
-    if not isinstance(scores, Tensor) or scores.shape != (len(rollout),):
-        got = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(f"reward must return a tensor of {len(rollout)} scores, one a reply, got {got}")
+    shape = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+    require(shape == [len(rollout)], "what reward returned", shape, f"a tensor of {len(rollout)} scores")
     return scores.detach().to(rollout.log_probs.device, torch.float32)
 
 
 def _check_inputs(policy, prompts, reward, config, lm_texts):
     """The prompts as conversations and the texts as token rows, or a ValueError that names what is wrong."""
-    if isinstance(prompts, str) or not len(prompts):
-        raise ValueError(f"prompts must be a non-empty sequence of conversations, got {prompts!r}")
-    if not (isinstance(reward, RewardModel) or callable(reward)):
-        raise ValueError(f"reward must be a RewardModel or a function of a Rollout, got {reward!r}")
-    if isinstance(reward, RewardModel) and reward.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
+    some = not isinstance(prompts, str) and len(prompts) > 0
+    require(some, "prompts", prompts, "a non-empty list of conversations")
+    is_model = isinstance(reward, RewardModel)
+    require(is_model or callable(reward), "reward", reward, "a RewardModel or a function of a Rollout")
+    if is_model and reward.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
         raise ValueError(
             "the reward model has another tokenizer than the policy; give a function that scores texts: "
             "lambda rollout: reward_model.score(rollout.conversations, rollout.texts)"
         )
-    if config.lm_coef > 0 and not len(lm_texts):
-        raise ValueError(f"lm_coef {config.lm_coef} needs lm_texts, got none; pass texts or set it to 0")
+    require(config.lm_coef == 0 or len(lm_texts) > 0, "lm_texts", lm_texts, "some texts, or lm_coef = 0")
     rows = [policy.tokenizer(text)["input_ids"][: policy.max_length] for text in lm_texts]
-    short = [i for i, row in enumerate(rows) if len(row) < 2]
-    if short:
-        raise ValueError(f"lm_texts[{short[0]}] has fewer than 2 tokens: {lm_texts[short[0]]!r}")
+    for i, row in enumerate(rows):
+        require(len(row) > 1, f"lm_texts[{i}]", lm_texts[i], "a text of at least 2 tokens")
     return tuple(as_conversation(prompt) for prompt in prompts), rows
-
-
-def _prompts_of(prompts, config, iteration):
-    """The prompts of one iteration; the list is reshuffled whenever it has been used up."""
-    count, picked = config.prompts_per_iteration, []
-    for position in range(iteration * count, (iteration + 1) * count):
-        lap, place = divmod(position, len(prompts))
-        if not picked or place == 0:
-            shuffle = generator_for(config.seed, "rlhf prompts", lap)
-            order = torch.randperm(len(prompts), generator=shuffle).tolist()
-        picked.append(prompts[order[place]])
-    return picked
-
-
-def _progress(run, config):
-    left = range(run.iteration, config.iterations)
-    return tqdm(left, "RLHF", config.iterations, initial=run.iteration, leave=False)
 
 
 def _fingerprint(lm, prompts, texts):
     """A number that changes with the reference's weights, the prompts or the texts."""
-    digest = zlib.crc32(repr((prompts, tuple(texts))).encode())
+    digest = zlib.crc32(repr((prompts, texts)).encode())
     for parameter in lm.model.parameters():
         digest = zlib.crc32(parameter.detach().float().cpu().contiguous().numpy().tobytes(), digest)
     return digest
 
 
-def _first_difference(saved, wanted):
-    if not isinstance(saved, dict) or saved.get("config") == wanted["config"]:
-        return "other prompts, texts or reference"
-    name = next(name for name in wanted["config"] if saved["config"].get(name) != wanted["config"][name])
-    return f"{name}: saved {saved['config'].get(name)}, wanted {wanted['config'][name]}"
-
-
 def _mean_of(steps):
     return {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
-
-
-def _require(config, names, holds, expected):
-    for name in names:
-        if not holds(getattr(config, name)):
-            raise ValueError(f"{name} must be {expected}; got {getattr(config, name)!r}")
