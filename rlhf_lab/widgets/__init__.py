@@ -1,0 +1,1 @@
+"""Widgets in which the reader gives feedback: `session` holds the state and the rules, the views show it."""
