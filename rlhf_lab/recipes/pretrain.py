@@ -185,7 +185,8 @@ def pretrain(
 def _token_rows(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, context: int) -> list[Tensor]:
     rows = [torch.tensor(ids) for ids in tokenizer(list(documents), add_special_tokens=False)["input_ids"]]
     for i, row in enumerate(rows):
-        require(2 <= len(row) <= context, f"documents[{i}]", f"{len(row)} tokens", f"2 to {context}; split or leave it out")
+        expected = f"2 to {context}; split it or leave it out"
+        require(2 <= len(row) <= context, f"documents[{i}]", f"{len(row)} tokens", expected)
     return rows
 
 

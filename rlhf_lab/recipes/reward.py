@@ -4,13 +4,15 @@ All replies of a prompt go through the model once, in one batch, however many pa
 a tier (they form no pair), margins, several labellers with weights of their own.
 """
 
+import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm.auto import trange
+from tqdm.auto import tqdm, trange
 
 from rlhf_lab.checkpoints import (
     History,
@@ -24,7 +26,7 @@ from rlhf_lab.checkpoints import (
 )  # fmt: skip
 from rlhf_lab.feedback.records import Comparison, Ranking
 from rlhf_lab.language_model import LanguageModel, TokenBatch, encode_prompts, encode_responses, make_batch
-from rlhf_lab.preferences import bradley_terry_loss, plackett_luce_loss
+from rlhf_lab.preferences import accuracy, bradley_terry_loss, expected_accuracy, plackett_luce_loss
 from rlhf_lab.reward_model import RewardModel
 
 
@@ -42,8 +44,10 @@ class RewardConfig:
         max_grad_norm: above 0.
         loss: "bradley_terry" over all pairs, or "plackett_luce" of the whole order (rankings without ties).
         max_new_tokens: longer replies are cut.
+        validation_share: in [0, 0.5], of the prompts: their feedback is not trained on, and the weights with the lowest
+            loss on it are kept (early stopping). 0: all feedback is trained on, the last weights are kept.
         evaluate_every, checkpoint_every: in steps.
-        seed: of the head and the order.
+        seed: of the head, the order and the split.
     """
 
     epochs: int = 3
@@ -55,6 +59,7 @@ class RewardConfig:
     max_grad_norm: float = 1.0
     loss: str = "bradley_terry"
     max_new_tokens: int = 64
+    validation_share: float = 0.0
     evaluate_every: int = 20
     checkpoint_every: int = 20
     seed: int = 0
@@ -65,7 +70,9 @@ class RewardConfig:
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("learning_rate", "max_grad_norm"):
             require(0 < getattr(self, name) < float("inf"), name, getattr(self, name), "a number above 0")
-        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
+        for name in ("weight_decay", "warmup"):
+            require(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "at least 0")
+        require(0 <= self.validation_share <= 0.5, "validation_share", self.validation_share, "0 to 0.5")
         require(
             self.loss in ("bradley_terry", "plackett_luce"), "loss", self.loss, "'bradley_terry' or 'plackett_luce'"
         )
@@ -73,20 +80,27 @@ class RewardConfig:
 
 @dataclass
 class RewardResult:
-    """The reward model, its history, how many rankings gave no pair, and whether the run was stopped early.
+    """The reward model, its history, what of the feedback was of no use, and whether the run was stopped early.
 
-    History: loss in nats (per pair, or per ranking for Plackett-Luce); accuracy on the held-out pairs.
+    Attributes:
+        model: scores are standardised on the training replies.
+        history: loss in nats (per pair, or per ranking for Plackett-Luce), grad_norm before clipping, learning_rate;
+            held_out_loss, accuracy and expected_accuracy on `held_out`; validation_loss and validation_accuracy.
+        unused: records without a pair: skipped, all bad, or one tie.
+        interrupted: True where an interrupt ended the run early.
+        cut: replies longer than `max_new_tokens`.
     """
 
     model: RewardModel
     history: History
     unused: int
     interrupted: bool
+    cut: int
 
 
 @dataclass(frozen=True)
 class Choices:
-    """One prompt's replies as tokens and which is better than which."""
+    """One prompt's replies as tokens, best first, and (better, worse) indices into them."""
 
     prompt: list[int]
     replies: list[list[int]]
@@ -99,6 +113,7 @@ def train_reward_model(
     config: RewardConfig | None = None,
     *,
     held_out: Sequence[Ranking | Comparison] = (),
+    agreement: Sequence[float] | None = None,
     evaluate: Callable[[RewardModel], dict[str, float]] | None = None,
     checkpoint: str | Path | None = None,
 ) -> RewardResult:
@@ -110,11 +125,13 @@ def train_reward_model(
 
     Args:
         lm: usually the SFT model; it is not changed.
-        feedback: rankings or comparisons; a skipped or all-bad ranking, or one that is one tie, forms no pair and is
-            counted in `unused`.
+        feedback: rankings or comparisons; a skipped or all-bad ranking, or one that is one tie, forms no pair: such
+            records are left out, counted in `unused` and named on the screen.
         config: see RewardConfig.
-        held_out: feedback on other prompts, for the accuracy in the history.
-        evaluate: called with the reward model every `evaluate_every` steps.
+        held_out: feedback on other prompts, for the numbers in the history.
+        agreement: p(the rater prefers the better one) for every pair of `held_out`, in the order of `pairs()`, where
+            it is known.
+        evaluate: called with the reward model every `evaluate_every` steps and at the end.
         checkpoint: file to save to and to resume from.
 
     Returns:
@@ -127,45 +144,61 @@ def train_reward_model(
     Source: Stiennon et al. 2020, Learning to summarize from human feedback, section 3.4. Chapter 09.
     """
     config = config or RewardConfig()
-    choices, tests = encode_feedback(lm, feedback, config), encode_feedback(lm, held_out, config)
-    require(len(choices) > 0, "feedback", f"{len(feedback)} records without a pair", "at least one preference")
+    every, tests = encode_feedback(lm, feedback, config), encode_feedback(lm, held_out, config)
+    require(len(every) > 0, "feedback", f"{len(feedback)} records without a pair", "at least one preference")
+    choices, validation = split_by_prompt(every, config.validation_share, config.seed)
     rm = RewardModel.from_language_model(lm, generator_for(config.seed, "reward head"))
     rm.model.requires_grad_(True)
     state = RunState("reward", config, rm.model, make_optimiser(rm.model, config.learning_rate, config.weight_decay))
+    state.config["feedback"] = zlib.crc32(repr(list(feedback)).encode())
     state.restore(checkpoint)
     steps = config.epochs * -(-len(choices) // config.rankings_per_step)
     with graceful_interrupt() as interrupt:
-        for step in trange(state.step, steps, desc="reward model", initial=state.step, total=steps, leave=False):
-            loss = preference_gradient(rm, [choices[i] for i in step_rows(len(choices), config, step)], config)
-            rate = config.learning_rate * cosine_rate(step, steps, config.warmup)
-            try:
-                norm = clipped_step(rm.model, state.optimiser, rate, config.max_grad_norm, step)
-            except FloatingPointError:
-                state.save(checkpoint)
-                raise
-            state.step = step + 1
-            last = state.step == steps or interrupt.requested
-            numbers = {}
-            if last or state.step % config.evaluate_every == 0:
-                numbers = ({"accuracy": pair_accuracy(rm, tests)} if tests else {}) | (evaluate(rm) if evaluate else {})
-            state.history.add(state.step, loss=loss, grad_norm=norm, learning_rate=rate, **numbers)
-            if last or state.step % config.checkpoint_every == 0:
-                state.save(checkpoint)
-            if interrupt.requested:
-                break
+        try:
+            bar = trange(state.step, steps, desc="reward model", initial=state.step, total=steps, leave=False)
+            for step in bar:
+                loss = preference_gradient(rm, [choices[i] for i in step_rows(len(choices), config, step)], config)
+                rate = config.learning_rate * cosine_rate(step, steps, config.warmup)
+                norm = clipped_step(rm.model, state.optimiser, rate, config.max_grad_norm, step + 1)
+                state.step = step + 1
+                last, numbers = state.step == steps, {}
+                if last or state.step % config.evaluate_every == 0:
+                    seen = pair_quality(rm, validation, config) if validation else {}
+                    keep_best(state, seen.get("loss"))
+                    numbers = {f"validation_{name}": number for name, number in seen.items()}
+                    numbers |= held_out_quality(rm, tests, config, agreement) if tests else {}
+                    numbers |= evaluate(rm) if evaluate else {}
+                state.history.add(state.step, loss=loss, grad_norm=norm, learning_rate=rate, **numbers)
+                if last or interrupt.requested or state.step % config.checkpoint_every == 0:
+                    state.save(checkpoint)
+                if interrupt.requested:
+                    break
+        except FloatingPointError:  # weights are checked before every step, so they are the last good ones
+            state.save(checkpoint)
+            raise
+    if state.extra:
+        rm.model.load_state_dict(state.extra["best"])
     rm.normalise(torch.cat(_scores(rm, choices)))
-    return RewardResult(rm, state.history, len(feedback) - len(choices), state.step < steps)
+    cut = sum(reply[-1] != lm.end_id for c in every for reply in c.replies)
+    return RewardResult(rm, state.history, len(feedback) - len(every), state.step < steps, cut)
 
 
 def encode_feedback(lm: LanguageModel, feedback: Sequence[Ranking | Comparison], config: RewardConfig) -> list[Choices]:
-    """Tokens and pairs of the records that form a pair; each reply is encoded once."""
+    """Tokens and pairs of the records that form a pair; each reply is encoded once, what is left out is said."""
     kept = [(record.prompt, *_replies_and_pairs(record, config)) for record in feedback]
     kept = [(prompt, replies, pairs) for prompt, replies, pairs in kept if pairs]
+    if len(kept) < len(feedback):
+        reasons = Counter(_reason(record) for record in feedback if isinstance(record, Ranking) and not record.pairs())
+        tqdm.write("left out, because they prefer nothing: " + ", ".join(f"{n} {why}" for why, n in reasons.items()))
     prompts = encode_prompts(lm, [prompt for prompt, _, _ in kept], config.max_new_tokens)
     return [
         Choices(prompt, encode_responses(lm, replies, config.max_new_tokens), pairs)
         for prompt, (_, replies, pairs) in zip(prompts, kept, strict=True)
     ]
+
+
+def _reason(record: Ranking) -> str:
+    return {"skipped": "skipped", "all_bad": "all bad", "done": "one tie"}[record.status]
 
 
 def _replies_and_pairs(
@@ -174,11 +207,32 @@ def _replies_and_pairs(
     """Replies best first and their pairs, as indices into them."""
     if isinstance(record, Comparison):
         return (record.chosen, record.rejected), [(0, 1)]
-    if config.loss == "plackett_luce" and any(len(tier) > 1 for tier in record.tiers):
-        raise ValueError("a ranking has a tie, which the Plackett-Luce loss does not know; use loss='bradley_terry'")
+    if config.loss == "plackett_luce" and len(record.tiers) > 1 and any(len(tier) > 1 for tier in record.tiers):
+        raise ValueError(
+            f"the ranking of replies to {record.prompt[-1].content!r:.60} has a tie, which the Plackett-Luce loss does "
+            "not know; use loss='bradley_terry'"
+        )
     order = [index for tier in record.tiers for index in tier]
     place = {index: position for position, index in enumerate(order)}
     return tuple(record.replies[i] for i in order), [(place[b], place[w]) for b, w in record.pairs()]
+
+
+def split_by_prompt(choices: Sequence[Choices], share: float, seed: int) -> tuple[list[Choices], list[Choices]]:
+    """(for training, for validation): no prompt is in both, and about `share` of all prompts is in the second."""
+    prompts = sorted({tuple(c.prompt) for c in choices})
+    count = round(share * len(prompts))
+    if share > 0:
+        expected = "enough feedback for at least one prompt on either side; set it to 0"
+        require(1 <= count < len(prompts), "validation_share", f"{share} of {len(prompts)} prompts", expected)
+    order = torch.randperm(len(prompts), generator=generator_for(seed, "reward validation")).tolist()
+    apart = {prompts[i] for i in order[:count]}
+    return [c for c in choices if tuple(c.prompt) not in apart], [c for c in choices if tuple(c.prompt) in apart]
+
+
+def keep_best(state: RunState, loss: float | None) -> None:
+    """Remember the weights with the lowest validation loss so far; None is no measurement."""
+    if loss is not None and loss < state.extra.get("loss", float("inf")):
+        state.extra = {"loss": loss, "best": {name: w.clone() for name, w in state.model.state_dict().items()}}
 
 
 def step_rows(count: int, config: RewardConfig, step: int) -> list[int]:
@@ -209,19 +263,33 @@ def _loss(scores: Tensor, pairs: list[tuple[int, int]], kind: str) -> Tensor:
 
 
 def _batch(rm: RewardModel, choices: Sequence[Choices]) -> TokenBatch:
-    prompts = [c.prompt for c in choices for _ in c.replies]
-    return make_batch(prompts, [reply for c in choices for reply in c.replies], rm.pad_id, rm.device)
+    # Only the last state is read, so the prompt may join the reply on the right: no padding on the left, no mask.
+    rows = [c.prompt + reply for c in choices for reply in c.replies]
+    return make_batch([row[:1] for row in rows], [row[1:] for row in rows], rm.pad_id, rm.device)
 
 
 @torch.no_grad()
 def _scores(rm: RewardModel, choices: Sequence[Choices]) -> list[Tensor]:
     """Raw scores of each record's replies."""
-    batch = _batch(rm, choices)
-    scores = rm.score_batch(batch) * rm.score_std + rm.score_mean
+    scores = rm.score_batch(_batch(rm, choices)) * rm.score_std + rm.score_mean
     return list(scores.split([len(c.replies) for c in choices]))
 
 
-def pair_accuracy(rm: RewardModel, choices: Sequence[Choices]) -> float:
-    """Share of all pairs in which the better reply has the higher score; equal scores count one half."""
-    signs = [(s[b] - s[w]).sign() for s, c in zip(_scores(rm, choices), choices, strict=True) for b, w in c.pairs]
-    return float((torch.stack(signs) + 1).mean() / 2)
+def pair_quality(
+    rm: RewardModel, choices: Sequence[Choices], config: RewardConfig, agreement: Sequence[float] | None = None
+) -> dict[str, float]:
+    """The loss as in training, the accuracy over all pairs, and the expected accuracy where `agreement` is known."""
+    scores = _scores(rm, choices)
+    loss = sum(float(_loss(s, c.pairs, config.loss)) for s, c in zip(scores, choices, strict=True)) / len(choices)
+    pairs = [torch.stack([s[b], s[w]]) for s, c in zip(scores, choices, strict=True) for b, w in c.pairs]
+    better, worse = torch.stack(pairs).cpu().unbind(1)
+    numbers = {"loss": loss, "accuracy": float(accuracy(better, worse))}
+    if agreement is not None:
+        numbers["expected_accuracy"] = float(expected_accuracy(better - worse, torch.tensor(agreement)))
+    return numbers
+
+
+def held_out_quality(rm, tests, config, agreement) -> dict[str, float]:
+    """`pair_quality` under the names of the history."""
+    numbers = pair_quality(rm, tests, config, agreement)
+    return {"held_out_loss": numbers.pop("loss")} | numbers

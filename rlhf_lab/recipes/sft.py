@@ -128,7 +128,8 @@ def fine_tune(
     state.restore(checkpoint)
     with graceful_interrupt() as interrupt:
         try:
-            for step in trange(state.step, config.steps, desc="SFT", initial=state.step, total=config.steps, leave=False):
+            bar = trange(state.step, config.steps, desc="SFT", initial=state.step, total=config.steps, leave=False)
+            for step in bar:
                 generator = generator_for(config.seed, "sft", step)
                 rows = torch.randint(len(prompts), (config.demonstrations_per_step,), generator=generator).tolist()
                 batch = make_batch([prompts[i] for i in rows], [replies[i] for i in rows], lm.pad_id, lm.device)
