@@ -1,0 +1,287 @@
+"""The demo end to end on the shipped model, small: what it writes, how it resumes, what bad input gets."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jsonschema
+import pytest
+import torch
+from conftest import save_llama
+from safetensors.torch import load_file
+
+from rlhf_lab import checkpoints, demo, report, town
+from rlhf_lab.__main__ import main
+from rlhf_lab.feedback.jsonl import read_events
+from rlhf_lab.language_model import load_language_model
+from rlhf_lab.recipes import rlhf, sft
+from rlhf_lab.reward_model import load_reward_model
+
+SMALL = ["--labels", "20", "--iterations", "2", "--prompts", "8", "--sft-steps", "2", "--evaluation-prompts", "12"]
+WEIGHTS = ("sft", "reward_model", "rlhf")
+
+
+def run(*arguments):
+    return main(["demo", *SMALL, *map(str, arguments)])
+
+
+def weights(out):
+    return {name: load_file(Path(out) / name / "model.safetensors") for name in WEIGHTS}
+
+
+def equal(a, b):
+    return all(torch.equal(a[m][name], b[m][name]) for m in WEIGHTS for name in a[m])
+
+
+def metrics(out):
+    data = json.loads((Path(out) / "metrics.json").read_text())
+    data.pop("seconds")
+    return data
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One uninterrupted run."""
+    out = tmp_path_factory.mktemp("demo") / "out"
+    assert run("--out", out) == 0
+    return out
+
+
+# -- what it writes ---------------------------------------------------------------------------------------------------
+def test_metrics_obey_their_schema_and_know_everything_about_the_town(finished):
+    data = json.loads((finished / "metrics.json").read_text())
+    jsonschema.validate(data, report.METRICS_SCHEMA)
+    for name in ("base", "sft", "rlhf"):
+        model = data["models"][name]
+        assert model["true_reward"]["low"] <= model["true_reward"]["mean"] <= model["true_reward"]["high"]
+        assert model["perplexity"]["mean"] > 1
+        assert model["length"]["count"] == 12
+    assert data["models"]["sft"]["kl"]["mean"] == 0
+    assert data["models"]["rlhf"]["kl"]["mean"] != 0
+    assert 0.5 < data["reward_model"]["ceiling"] < 1
+    assert set(data["seconds"]) == {"sft", "feedback", "reward_model", "rlhf", "evaluation"}
+
+
+def test_models_load_in_their_layout_and_feedback_says_that_it_is_simulated(finished):
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    for name in ("sft", "rlhf"):
+        AutoModelForCausalLM.from_pretrained(finished / name)
+    AutoModelForSequenceClassification.from_pretrained(finished / "reward_model")
+    assert load_reward_model(finished / "reward_model").score_std > 0
+    rankings = read_events(finished / "rankings.jsonl")
+    assert rankings
+    assert all(ranking.simulated for ranking in rankings)
+
+
+def test_the_report_is_one_file_without_a_script_or_an_address(finished):
+    page = (finished / "report.html").read_text()
+    assert "<script" not in page
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
+    assert page.count("data:image/png") >= 3
+
+
+def test_training_never_sees_what_is_held_out(finished):
+    for ranking in read_events(finished / "rankings.jsonl"):
+        assert not town.recognise(ranking.prompt).held_out
+    task = demo.town_task(demo.DemoConfig(labels=50, evaluation_prompts=30))
+    assert not any(town.recognise(prompt).held_out for prompt in task.prompts)
+    assert all(town.recognise(prompt).held_out for prompt in task.test_prompts)
+    assert len(set(task.test_prompts)) == 30
+
+
+def test_nothing_is_overwritten_and_the_table_is_printed(finished, tmp_path, monkeypatch, capsys):
+    assert run("--out", finished) == 1
+    assert "--resume" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    assert [demo.open_output(None, demo.DemoConfig(), resume=False).name for _ in range(2)] == ["demo-1", "demo-2"]
+    assert demo.open_output(None, demo.DemoConfig(), resume=True).name == "demo-2"
+
+
+# -- stop and resume --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("recipe", "stage"), [(sft, "sft"), (rlhf, "rlhf")])
+def test_an_interrupt_keeps_what_was_done_and_resume_is_bit_identical(
+    recipe, stage, finished, tmp_path, monkeypatch, capsys
+):
+    def interrupted_at_once():
+        context = checkpoints.graceful_interrupt()
+        state = context.__enter__()
+        context.__exit__(None, None, None)
+        state.requested = True
+        return _Entered(state)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(recipe, "graceful_interrupt", interrupted_at_once)
+        assert run("--out", tmp_path / "out") == 130
+    assert "--resume" in capsys.readouterr().err
+    assert (tmp_path / "out" / f"{stage}.checkpoint").exists()
+    assert not (tmp_path / "out" / stage).exists()
+    assert run("--out", tmp_path / "out", "--resume") == 0
+    assert equal(weights(tmp_path / "out"), weights(finished))
+    assert metrics(tmp_path / "out") == metrics(finished)
+
+
+class _Entered:
+    def __init__(self, state):
+        self.state = state
+
+    def __enter__(self):
+        return self.state
+
+    def __exit__(self, *error):
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="SIGINT reaches a child process on POSIX only")
+def test_a_real_ctrl_c_stops_between_two_steps(tmp_path):
+    command = [sys.executable, "-m", "rlhf_lab", "demo", *SMALL, "--sft-steps", "100000", "--out", tmp_path / "out"]
+    child = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    for line in child.stdout:
+        if line.startswith("1/5"):
+            break
+    time.sleep(3)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "stopped in the stage sft" in errors
+    assert "Traceback" not in errors
+    assert checkpoints.load_checkpoint(tmp_path / "out" / "sft.checkpoint")["step"] >= 1
+
+
+def test_resume_refuses_other_options_and_an_empty_folder(finished, tmp_path, capsys):
+    assert run("--out", finished, "--resume", "--seed", "7") == 1
+    assert "other options" in capsys.readouterr().err
+    assert run("--out", tmp_path / "none", "--resume") == 1
+    assert "no run to resume" in capsys.readouterr().err
+
+
+# -- the user's own preferences ---------------------------------------------------------------------------------------
+def write_feedback(path, prompts):
+    lines = [{"prompt": p, "chosen": f"Yes, number {i}.", "rejected": f"No {i}."} for i, p in enumerate(prompts)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_feedback_on_town_prompts_is_judged_by_the_oracle(tmp_path):
+    prompts = [prompt.conversation[-1].content for prompt in town.prompts("train", 40, skills=("ask",))]
+    assert run("--feedback", write_feedback(tmp_path / "f.jsonl", prompts), "--out", tmp_path / "out") == 0
+    data = metrics(tmp_path / "out")
+    jsonschema.validate(data | {"seconds": {}}, report.METRICS_SCHEMA)
+    assert data["models"]["rlhf"]["true_reward"]["mean"] <= 3
+    assert data["reward_model"]["ceiling"] is None
+    assert 0 <= data["reward_model"]["accuracy"] <= 1
+
+
+def test_feedback_of_another_world_gets_no_invented_truth(tmp_path):
+    file = write_feedback(tmp_path / "f.jsonl", [f"What is {i} plus {i}?" for i in range(40)])
+    assert run("--feedback", file, "--out", tmp_path / "out") == 0
+    model = metrics(tmp_path / "out")["models"]["rlhf"]
+    assert model["true_reward"] is None
+    assert model["helpful"] is None
+    assert model["kl"] is not None
+    assert model["length"] is not None
+    assert model["perplexity"] is not None
+
+
+def test_feedback_is_split_by_prompt(tmp_path):
+    prompts = [f"What is {i % 20} plus 1?" for i in range(60)]
+    config = demo.DemoConfig(feedback=str(write_feedback(tmp_path / "f.jsonl", prompts)))
+    task = demo.file_task(config)
+    test = {comparison.prompt for comparison in task.test_preferences}
+    assert len(test) == 2
+    assert not test & {comparison.prompt for comparison in task.preferences}
+    assert not test & set(task.prompts)
+    assert not test & {demonstration.prompt for demonstration in task.demonstrations}
+    assert test == set(task.test_prompts)
+    assert len(task.preferences) + len(task.test_preferences) == 60
+
+
+def test_any_causal_language_model_with_any_tokenizer(tmp_path):
+    save_llama(tmp_path / "llama")
+    short = [f"Where {i}?" for i in range(24)]
+    file = write_feedback(tmp_path / "f.jsonl", short)
+    assert run("--model", tmp_path / "llama", "--feedback", file, "--out", tmp_path / "out") == 0
+    trained = load_language_model(tmp_path / "out" / "rlhf")
+    assert trained.model.config.model_type == "llama"
+
+
+# -- bad input --------------------------------------------------------------------------------------------------------
+BAD_FILES = {
+    "empty.jsonl": ("", "empty"),
+    "field.jsonl": (
+        '{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": "a", "chosen": "b"}\n',
+        "line 2.*rejected",
+    ),
+    "equal.jsonl": ('{"prompt": "a", "chosen": "b", "rejected": "b"}\n', "line 1"),
+    "broken.jsonl": ('{"prompt": \n', "line 1"),
+    "one.jsonl": ('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', "at least 2"),
+    "long.jsonl": (
+        json.dumps({"prompt": "very " * 400, "chosen": "b", "rejected": "c"})
+        + '\n{"prompt": "a", "chosen": "b", "rejected": "c"}\n',
+        "prompt .* tokens",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_feedback_file_gets_a_reason_and_leaves_nothing(name, tmp_path, capsys):
+    text, reason = BAD_FILES[name]
+    (tmp_path / name).write_text(text)
+    assert run("--feedback", tmp_path / name, "--out", tmp_path / "out") == 1
+    assert re.search(reason, capsys.readouterr().err)
+    assert not list((tmp_path / "out").glob("*.html"))
+    assert not (tmp_path / "out" / "sft").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--feedback", "nowhere.jsonl"], "there is no file"),
+        (["--model", "no/such/model"], "no/such/model"),
+        (["--size", "small"], "pretrain --size small"),
+        (["--size", "small", "--model", "x"], "either"),
+        (["--labels", "0"], "labels is 0"),
+        (["--sft-steps", "-1"], "steps is -1"),
+        (["--evaluation-prompts", "2"], "evaluation_prompts is 2"),
+        (["--device", "cuda:99"], "not available"),
+    ],
+)
+def test_impossible_options_get_one_line_and_a_remedy(arguments, reason, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run("--out", tmp_path / "out", *arguments) == 1
+    errors = capsys.readouterr().err.strip()
+    assert reason in errors
+    assert "\n" not in errors
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_trained(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("not a folder")
+    assert run("--out", tmp_path / "file" / "out") == 1
+    assert "cannot write" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch, capsys):
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints.os, "replace", full)
+    assert run("--out", tmp_path / "out") == 1
+    assert "No space left" in capsys.readouterr().err
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+def test_nan_in_training_is_a_reason_and_not_a_crash(tmp_path, monkeypatch, capsys):
+    from rlhf_lab.reward_model import RewardModel
+
+    monkeypatch.setattr(
+        RewardModel, "score_batch", lambda self, batch, micro_batch=64: torch.full((len(batch),), float("nan"))
+    )
+    assert run("--out", tmp_path / "out") == 1
+    assert "nan" in capsys.readouterr().err.lower()
+    assert not (tmp_path / "out" / "rlhf").exists()
