@@ -298,9 +298,7 @@ class TokenWorld:
         Source: Ziebart et al. 2008 for the form; Rafailov et al. 2023, equation 4. Chapters 10 and 15.
         """
         if not kl_coef > 0:
-            raise ValueError(
-                f"kl_coef must be positive, got {kl_coef}; without a leash there is no single optimum"
-            )
+            raise ValueError(f"kl_coef must be positive, got {kl_coef}; without a leash there is no single optimum")
         ref_law = self._check_law("ref_law", ref_law)
         return (ref_law.log() + self._as_scores(scores).to(ref_law) / kl_coef).softmax(-1)
 
@@ -350,9 +348,7 @@ class TokenWorld:
     def _check_logits(self, logits: Tensor) -> None:
         expected = (self.prompts, self.num_prefixes, self.vocab_size)
         if logits.shape != expected:
-            raise ValueError(
-                f"logits has shape {list(logits.shape)}, expected {list(expected)}: prompts, prefixes, V"
-            )
+            raise ValueError(f"logits has shape {list(logits.shape)}, expected {list(expected)}: prompts, prefixes, V")
 
     def _check_law(self, name: str, law: Tensor) -> Tensor:
         check_shapes(**{"scores": self.scores, name: law})
@@ -375,9 +371,7 @@ class TokenWorld:
 
 def _check_sizes(vocab_size: int, length: int, prompts: int, eos: int | None) -> None:
     if vocab_size < 2 or length < 1 or prompts < 1:
-        raise ValueError(
-            f"vocab_size must be >= 2, length and prompts >= 1, got {vocab_size}, {length} and {prompts}"
-        )
+        raise ValueError(f"vocab_size must be >= 2, length and prompts >= 1, got {vocab_size}, {length} and {prompts}")
     if eos is not None and not 0 <= eos < vocab_size:
         raise ValueError(f"eos must be a token in [0, {vocab_size}), got {eos}; None means no end token")
     # With eos, (V - 1)^t sequences end after t + 1 tokens, and (V - 1)^length never do.

@@ -13,9 +13,7 @@ from torch.nn.functional import softplus
 from .tensors import check_data, check_shapes
 
 
-def bradley_terry_loss(
-    chosen_scores: Tensor, rejected_scores: Tensor, margin: float | Tensor = 0.0
-) -> Tensor:
+def bradley_terry_loss(chosen_scores: Tensor, rejected_scores: Tensor, margin: float | Tensor = 0.0) -> Tensor:
     """Negative log-likelihood of a choice between two responses.
 
     -log sigmoid(chosen - rejected - margin)
@@ -43,9 +41,7 @@ def bradley_terry_loss(
     return softplus(rejected_scores - chosen_scores + margin)
 
 
-def davidson_loss(
-    left_scores: Tensor, right_scores: Tensor, outcome: Tensor, log_nu: float | Tensor
-) -> Tensor:
+def davidson_loss(left_scores: Tensor, right_scores: Tensor, outcome: Tensor, log_nu: float | Tensor) -> Tensor:
     """Negative log-likelihood of a choice that may be a tie.
 
     P(left) : P(tie) : P(right) = exp(left) : nu exp((left + right)/2) : exp(right)
@@ -85,14 +81,11 @@ def _places_to_rank(scores: Tensor, present: Tensor, num_ranked: int | Tensor | 
     check_shapes(scores=scores, present=present)
     if scores.dim() != 2 or present.dtype != torch.bool:
         raise ValueError(
-            "scores and present must be [N, K] and present bool, "
-            f"got {list(scores.shape)} and {present.dtype}"
+            f"scores and present must be [N, K] and present bool, got {list(scores.shape)} and {present.dtype}"
         )
     sizes = present.sum(1)
     if (sizes < 2).any():
-        raise ValueError(
-            f"present must hold at least 2 responses a row, got {sizes.tolist()}; drop such rows"
-        )
+        raise ValueError(f"present must hold at least 2 responses a row, got {sizes.tolist()}; drop such rows")
     if not isinstance(num_ranked, Tensor):
         num_ranked = sizes if num_ranked is None else sizes.clamp(max=num_ranked)
     check_shapes(**{"the rows of scores": sizes, "num_ranked": num_ranked})

@@ -36,9 +36,7 @@ def _reverse_scan(x: Tensor, decay: Tensor, mask: Tensor, last: Tensor) -> Tenso
 
 
 @torch.no_grad()
-def discounted_returns(
-    rewards: Tensor, discounts: Tensor, mask: Tensor, bootstrap: Tensor | None = None
-) -> Tensor:
+def discounted_returns(rewards: Tensor, discounts: Tensor, mask: Tensor, bootstrap: Tensor | None = None) -> Tensor:
     """Reward to go.
 
     G_t = r_t + discount_t G_{t+1},    G_n = bootstrap after the n real steps of a row

@@ -116,9 +116,7 @@ def masked_sum(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     return kept.sum() if dim is None else kept.sum(dim)
 
 
-def masked_mean(
-    x: Tensor, mask: Tensor, dim: int | None = None, count: float | Tensor | None = None
-) -> Tensor:
+def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None, count: float | Tensor | None = None) -> Tensor:
     """Sum of the entries where mask is True, divided by their number or by count.
 
     mean = sum_i mask_i x_i / sum_i mask_i          (or / count)

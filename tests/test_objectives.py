@@ -191,8 +191,7 @@ def test_explained_variance_of_constant_returns():
 def test_dpo_loss_against_the_definition(seed, beta):
     arguments = draw(seed, 4, (5,), 3.0)
     expected = [
-        -math.log(1 / (1 + math.exp(-beta * ((c - ref_c) - (r - ref_r)))))
-        for c, r, ref_c, ref_r in pairs(*arguments)
+        -math.log(1 / (1 + math.exp(-beta * ((c - ref_c) - (r - ref_r))))) for c, r, ref_c, ref_r in pairs(*arguments)
     ]
     assert dpo_loss(*arguments, beta).tolist() == pytest.approx(expected)
     chosen, rejected, *_ = arguments

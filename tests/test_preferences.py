@@ -55,9 +55,7 @@ def test_bradley_terry_against_the_definition(seed, margin):
     assert loss.tolist() == pytest.approx(expected)
     torch.testing.assert_close(bradley_terry_loss(chosen + 4, rejected + 4, margin), loss)
     torch.testing.assert_close(bradley_terry_loss(chosen, rejected, torch.full((6,), margin)), loss)
-    both_ways = torch.exp(-bradley_terry_loss(chosen, rejected)) + torch.exp(
-        -bradley_terry_loss(rejected, chosen)
-    )
+    both_ways = torch.exp(-bradley_terry_loss(chosen, rejected)) + torch.exp(-bradley_terry_loss(rejected, chosen))
     torch.testing.assert_close(both_ways, torch.ones(6).double())
 
 
@@ -95,9 +93,7 @@ def test_davidson_without_ties_is_bradley_terry_and_turning_a_pair_turns_the_out
     left, right = draw(0, 2, 5)
     outcome = torch.tensor([1, -1, 1, 1, -1])
     chosen, rejected = torch.where(outcome == 1, left, right), torch.where(outcome == 1, right, left)
-    torch.testing.assert_close(
-        davidson_loss(left, right, outcome, -1000.0), bradley_terry_loss(chosen, rejected)
-    )
+    torch.testing.assert_close(davidson_loss(left, right, outcome, -1000.0), bradley_terry_loss(chosen, rejected))
     log_nu = torch.tensor(0.3, dtype=torch.float64)
     torch.testing.assert_close(
         davidson_loss(left, right, outcome, log_nu), davidson_loss(right, left, -outcome, log_nu)
@@ -192,9 +188,7 @@ def test_accuracy_counts_ties_half():
 def test_accuracies_against_the_definition(seed):
     p = torch.rand(20, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     differences = draw(seed, 20).round()  # with ties
-    slow = [
-        q if d > 0 else 1 - q if d < 0 else 0.5 for d, q in zip(differences.tolist(), p.tolist(), strict=True)
-    ]
+    slow = [q if d > 0 else 1 - q if d < 0 else 0.5 for d, q in zip(differences.tolist(), p.tolist(), strict=True)]
     assert expected_accuracy(differences, p).item() == pytest.approx(sum(slow) / 20)
     ceiling = sum(max(q, 1 - q) for q in p.tolist()) / 20
     assert best_possible_accuracy(p).item() == pytest.approx(ceiling)

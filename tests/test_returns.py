@@ -57,9 +57,9 @@ def test_discounted_returns_are_the_discounted_sum(case):
     returns = discounted_returns(rewards, discounts, mask, bootstrap)
     for row, length in enumerate(lengths):
         for t in range(length):
-            expected = sum(
-                product(discounts[row, t:k]) * float(rewards[row, k]) for k in range(t, length)
-            ) + product(discounts[row, t:length]) * float(bootstrap[row])
+            expected = sum(product(discounts[row, t:k]) * float(rewards[row, k]) for k in range(t, length)) + product(
+                discounts[row, t:length]
+            ) * float(bootstrap[row])
             assert float(returns[row, t]) == pytest.approx(expected)
     assert returns[~mask].eq(0).all()
 
@@ -74,8 +74,7 @@ def test_gae_is_the_weighted_sum_of_td_errors(case, lam):
     )
     for row, length in enumerate(lengths):
         delta = [
-            float(rewards[row, t] + discounts[row, t] * values[row, t + 1] - values[row, t])
-            for t in range(length)
+            float(rewards[row, t] + discounts[row, t] * values[row, t + 1] - values[row, t]) for t in range(length)
         ]
         assert errors[row, :length].tolist() == pytest.approx(delta)
         for t in range(length):
@@ -112,9 +111,7 @@ def test_closed_forms_at_lambda_0_and_1(case):
     returns = discounted_returns(rewards, discounts, mask, bootstrap)
     at_one = gae(rewards, values, discounts, mask, 1.0)
     torch.testing.assert_close(at_one[mask], (returns - values[:, :-1])[mask])
-    torch.testing.assert_close(
-        gae(rewards, values, discounts, mask, 0.0), td_errors(rewards, values, discounts, mask)
-    )
+    torch.testing.assert_close(gae(rewards, values, discounts, mask, 0.0), td_errors(rewards, values, discounts, mask))
     torch.testing.assert_close(lambda_returns(rewards, values, discounts, mask, 1.0), returns)
 
 
