@@ -33,13 +33,20 @@ Conversation = tuple[Message, ...]
 
 
 def as_conversation(prompt: str | Sequence[Message | Mapping]) -> Conversation:
-    """A prompt as messages: a str is one user message; mappings have the keys "role" and "content".
+    """A prompt as messages that end with the user's.
 
-    >>> as_conversation("Where is the zoo?")
-    (Message(role='user', content='Where is the zoo?'),)
+    Args:
+        prompt: a text, which is one user message, or messages: `Message` or mappings with "role" and
+            "content".
 
     Raises:
         ValueError: no messages, something that is not a message, or a last message that is not the user's.
+
+    Example:
+        >>> as_conversation("Where is the zoo?")
+        (Message(role='user', content='Where is the zoo?'),)
+
+    Chapter 08.
     """
     if isinstance(prompt, str):
         return (Message("user", prompt),)
@@ -62,6 +69,10 @@ def _as_message(item: Message | Mapping) -> Message:
 def _check_text(name: str, value: str) -> None:
     if not isinstance(value, str):
         raise ValueError(f"{name} is {type(value).__name__}; expected text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} holds half of a surrogate pair, {value!r:.60}; expected valid text") from None
 
 
 def _check_prompt(prompt: Conversation) -> None:
@@ -107,13 +118,18 @@ class Ranking:
 
     Attributes:
         prompt: the conversation.
-        replies: K texts.
-        tiers: indices into `replies`, best tier first; a tier of several is a tie. Every reply once when done, none
-            when skipped or all bad.
+        replies: K texts, at least 2.
+        tiers: indices into `replies`, best tier first; a tier of several is a tie. Every reply once when
+            done, none when skipped or all bad.
         shown: the order on the screen, a permutation of the indices.
         status: "done", "skipped" or "all_bad".
         rater: who.
         simulated: True where no person was asked.
+
+    Raises:
+        ValueError: a field that does not fit this description.
+
+    Chapter 08.
     """
 
     prompt: Conversation
@@ -126,6 +142,9 @@ class Ranking:
 
     def __post_init__(self) -> None:
         _check_prompt(self.prompt)
+        for name in ("replies", "tiers", "shown"):
+            if not isinstance(getattr(self, name), tuple):
+                raise ValueError(f"{name} is {type(getattr(self, name)).__name__}; expected a tuple")
         for reply in self.replies:
             _check_text("reply", reply)
         if len(self.replies) < 2:
@@ -137,16 +156,15 @@ class Ranking:
             raise ValueError(f"shown is {self.shown}; expected a permutation of {everyone}")
         ranked = sorted(index for tier in self.tiers for index in tier)
         expected = everyone if self.status == "done" else []
-        if ranked != expected or () in self.tiers:
-            raise ValueError(
-                f"tiers is {self.tiers}; expected {expected} once each when {self.status}, no empty tier"
-            )
+        if ranked != expected or not all(self.tiers):
+            raise ValueError(f"tiers is {self.tiers}; expected {expected} once each when {self.status}, no empty tier")
 
     def pairs(self) -> list[tuple[int, int]]:
         """(better, worse) for every two replies in different tiers, as indices into `replies`.
 
-        >>> Ranking(as_conversation("Hi"), ("a", "b", "c"), ((2,), (0, 1)), (0, 1, 2)).pairs()
-        [(2, 0), (2, 1)]
+        Example:
+            >>> Ranking(as_conversation("Hi"), ("a", "b", "c"), ((2,), (0, 1)), (0, 1, 2)).pairs()
+            [(2, 0), (2, 1)]
         """
         return [
             (better, worse)
@@ -172,6 +190,8 @@ class Rating:
     def __post_init__(self) -> None:
         _check_prompt(self.prompt)
         _check_text("reply", self.reply)
+        if not (self.low < self.high and math.isfinite(self.high - self.low)):
+            raise ValueError(f"the scale goes from {self.low} to {self.high}; expected low < high, both finite")
         if not (math.isfinite(self.score) and self.low <= self.score <= self.high):
             raise ValueError(f"score is {self.score}; expected a number from {self.low} to {self.high}")
 

@@ -1,0 +1,118 @@
+"""Records refuse what no trainer could use, and a ranking gives exactly the pairs its tiers mean."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given, strategies as st
+
+from rlhf_lab.feedback.records import (
+    Comment,
+    Comparison,
+    Demonstration,
+    Edit,
+    Message,
+    Ranking,
+    Rating,
+    as_conversation,
+)
+
+HI = as_conversation("Hi")
+
+
+def ranking(**changes):
+    return Ranking(**{"prompt": HI, "replies": ("a", "b", "c"), "tiers": ((1,), (0, 2)), "shown": (2, 0, 1)} | changes)
+
+
+def test_conversation_from_text_mappings_and_messages():
+    turns = [Message("user", "Hi"), {"role": "assistant", "content": "Hello"}, {"role": "user", "content": "Bye"}]
+    assert as_conversation("Hi") == (Message("user", "Hi"),)
+    assert as_conversation(turns) == tuple(Message(*turn) for turn in [
+        ("user", "Hi"), ("assistant", "Hello"), ("user", "Bye")])  # fmt: skip
+    assert as_conversation(as_conversation(turns)) == as_conversation(turns)
+    assert hash(as_conversation(turns)) == hash(as_conversation(turns))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([], "non-empty"),
+        (None, "non-empty"),
+        ({"role": "user", "content": "Hi"}, "non-empty"),
+        (["Hi"], "'role' and 'content'"),
+        ([{"role": "user"}], "'role' and 'content'"),
+        ([{"role": "robot", "content": "Hi"}], "robot"),
+        ([{"role": "user", "content": None}], "content is NoneType"),
+        ([{"role": "assistant", "content": "Hi"}], "'assistant'"),
+        ("half \ud83d", "surrogate"),
+    ],
+)
+def test_what_is_no_conversation(prompt, message):
+    with pytest.raises(ValueError, match=message) as error:
+        as_conversation(prompt)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tiers": ((1,), (0,))}, r"\[0, 1, 2\] once each"),  # one is missing
+        ({"tiers": ((1,), (0, 2, 1))}, "once each"),  # one is twice
+        ({"tiers": ((1,), (), (0, 2))}, "no empty tier"),
+        ({"tiers": ((0, 1, 2),), "status": "skipped"}, r"\[\] once each when skipped"),
+        ({"tiers": ((3,), (0, 1))}, "once each"),
+        ({"shown": (0, 1, 1)}, "permutation"),
+        ({"status": "bad"}, "all_bad"),
+        ({"replies": ("a",), "tiers": ((0,),), "shown": (0,)}, "at least 2"),
+        ({"replies": ["a", "b", "c"]}, "replies is list"),
+        ({"replies": ("a", "b", 3)}, "reply is int"),
+        ({"prompt": "Hi"}, "as_conversation"),
+    ],
+)
+def test_what_is_no_ranking(changes, message):
+    with pytest.raises(ValueError, match=message):
+        ranking(**changes)
+
+
+@given(st.permutations(range(5)), st.lists(st.booleans(), min_size=4, max_size=4))
+def test_pairs_are_those_in_different_tiers(order, breaks):
+    tiers = [[order[0]]]
+    for index, new_tier in zip(order[1:], breaks, strict=True):
+        tiers.append([index]) if new_tier else tiers[-1].append(index)
+    one = ranking(replies=tuple("abcde"), tiers=tuple(map(tuple, tiers)), shown=tuple(range(5)))
+    level = {index: depth for depth, tier in enumerate(tiers) for index in tier}
+    assert sorted(one.pairs()) == sorted((i, j) for i in range(5) for j in range(5) if level[i] < level[j])
+
+
+@pytest.mark.parametrize("status", ["skipped", "all_bad"])
+def test_no_pairs_without_a_judgement(status):
+    assert ranking(tiers=(), status=status).pairs() == []
+
+
+def test_other_records_refuse_the_impossible():
+    with pytest.raises(ValueError, match="two different replies"):
+        Comparison(HI, "a", "a")
+    for bad in ({"score": 6}, {"score": float("nan")}, {"score": 1, "low": 1, "high": 1}):
+        with pytest.raises(ValueError, match=r"scale|expected a number"):
+            Rating(HI, "a", **bad)
+    for make in (lambda: Edit(HI, "a", 1), lambda: Comment(HI, 1, "b"), lambda: Demonstration(HI, None)):
+        with pytest.raises(ValueError, match="expected text"):
+            make()
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        Demonstration(HI, "a"),
+        Comparison(HI, "a", "b"),
+        ranking(),
+        Rating(HI, "a", 3),
+        Edit(HI, "a", "b"),
+        Comment(HI, "a", "b"),
+    ],
+    ids=lambda record: type(record).__name__,
+)
+def test_records_are_frozen_values(record):
+    assert hash(record) == hash(dataclasses.replace(record))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        record.prompt = HI
+    assert not getattr(record, "simulated", False)
