@@ -29,6 +29,8 @@ from rlhf_lab.language_model import LanguageModel, TokenBatch, encode_prompts, e
 from rlhf_lab.preferences import accuracy, bradley_terry_loss, expected_accuracy, plackett_luce_loss
 from rlhf_lab.reward_model import RewardModel
 
+UNUSED = {"skipped": "skipped", "all_bad": "all bad", "done": "one tie"}  # why a ranking forms no pair, by its status
+
 
 @dataclass(frozen=True)
 class RewardConfig:
@@ -85,7 +87,7 @@ class RewardResult:
     Attributes:
         model: scores are standardised on the training replies.
         history: loss in nats (per pair, or per ranking for Plackett-Luce), grad_norm before clipping, learning_rate;
-            held_out_loss, accuracy and expected_accuracy on `held_out`; validation_loss and validation_accuracy.
+            held_out_loss, accuracy and expected_accuracy on `held_out`; validation_loss.
         unused: records without a pair: skipped, all bad, or one tie.
         interrupted: True where an interrupt ended the run early.
         cut: replies longer than `max_new_tokens`.
@@ -146,6 +148,10 @@ def train_reward_model(
     config = config or RewardConfig()
     every, tests = encode_feedback(lm, feedback, config), encode_feedback(lm, held_out, config)
     require(len(every) > 0, "feedback", f"{len(feedback)} records without a pair", "at least one preference")
+    pairs = sum(len(c.pairs) for c in tests)
+    if agreement is not None:
+        expected = f"one for each of the {pairs} pairs of held_out"
+        require(len(agreement) == pairs, "agreement", f"{len(agreement)} numbers", expected)
     choices, validation = split_by_prompt(every, config.validation_share, config.seed)
     rm = RewardModel.from_language_model(lm, generator_for(config.seed, "reward head"))
     rm.model.requires_grad_(True)
@@ -163,10 +169,10 @@ def train_reward_model(
                 state.step = step + 1
                 last, numbers = state.step == steps, {}
                 if last or state.step % config.evaluate_every == 0:
-                    seen = pair_quality(rm, validation, config) if validation else {}
-                    keep_best(state, seen.get("loss"))
-                    numbers = {f"validation_{name}": number for name, number in seen.items()}
-                    numbers |= held_out_quality(rm, tests, config, agreement) if tests else {}
+                    numbers = held_out_quality(rm, tests, config, agreement) if tests else {}
+                    if validation:
+                        numbers["validation_loss"] = held_out_quality(rm, validation, config)["held_out_loss"]
+                        keep_best(state, numbers["validation_loss"])
                     numbers |= evaluate(rm) if evaluate else {}
                 state.history.add(state.step, loss=loss, grad_norm=norm, learning_rate=rate, **numbers)
                 if last or interrupt.requested or state.step % config.checkpoint_every == 0:
@@ -188,17 +194,14 @@ def encode_feedback(lm: LanguageModel, feedback: Sequence[Ranking | Comparison],
     kept = [(record.prompt, *_replies_and_pairs(record, config)) for record in feedback]
     kept = [(prompt, replies, pairs) for prompt, replies, pairs in kept if pairs]
     if len(kept) < len(feedback):
-        reasons = Counter(_reason(record) for record in feedback if isinstance(record, Ranking) and not record.pairs())
-        tqdm.write("left out, because they prefer nothing: " + ", ".join(f"{n} {why}" for why, n in reasons.items()))
+        useless = (record.status for record in feedback if isinstance(record, Ranking) and not record.pairs())
+        reasons = ", ".join(f"{count} {UNUSED[status]}" for status, count in Counter(useless).items())
+        tqdm.write(f"left out, because they prefer nothing: {reasons}")
     prompts = encode_prompts(lm, [prompt for prompt, _, _ in kept], config.max_new_tokens)
     return [
         Choices(prompt, encode_responses(lm, replies, config.max_new_tokens), pairs)
         for prompt, (_, replies, pairs) in zip(prompts, kept, strict=True)
     ]
-
-
-def _reason(record: Ranking) -> str:
-    return {"skipped": "skipped", "all_bad": "all bad", "done": "one tie"}[record.status]
 
 
 def _replies_and_pairs(
@@ -229,9 +232,9 @@ def split_by_prompt(choices: Sequence[Choices], share: float, seed: int) -> tupl
     return [c for c in choices if tuple(c.prompt) not in apart], [c for c in choices if tuple(c.prompt) in apart]
 
 
-def keep_best(state: RunState, loss: float | None) -> None:
-    """Remember the weights with the lowest validation loss so far; None is no measurement."""
-    if loss is not None and loss < state.extra.get("loss", float("inf")):
+def keep_best(state: RunState, loss: float) -> None:
+    """Remember the weights with the lowest validation loss so far."""
+    if loss < state.extra.get("loss", float("inf")):
         state.extra = {"loss": loss, "best": {name: w.clone() for name, w in state.model.state_dict().items()}}
 
 
@@ -275,21 +278,15 @@ def _scores(rm: RewardModel, choices: Sequence[Choices]) -> list[Tensor]:
     return list(scores.split([len(c.replies) for c in choices]))
 
 
-def pair_quality(
+def held_out_quality(
     rm: RewardModel, choices: Sequence[Choices], config: RewardConfig, agreement: Sequence[float] | None = None
 ) -> dict[str, float]:
-    """The loss as in training, the accuracy over all pairs, and the expected accuracy where `agreement` is known."""
+    """Loss as in training, accuracy over all pairs, and expected accuracy where `agreement` is known."""
     scores = _scores(rm, choices)
     loss = sum(float(_loss(s, c.pairs, config.loss)) for s, c in zip(scores, choices, strict=True)) / len(choices)
     pairs = [torch.stack([s[b], s[w]]) for s, c in zip(scores, choices, strict=True) for b, w in c.pairs]
     better, worse = torch.stack(pairs).cpu().unbind(1)
-    numbers = {"loss": loss, "accuracy": float(accuracy(better, worse))}
+    numbers = {"held_out_loss": loss, "accuracy": float(accuracy(better, worse))}
     if agreement is not None:
         numbers["expected_accuracy"] = float(expected_accuracy(better - worse, torch.tensor(agreement)))
     return numbers
-
-
-def held_out_quality(rm, tests, config, agreement) -> dict[str, float]:
-    """`pair_quality` under the names of the history."""
-    numbers = pair_quality(rm, tests, config, agreement)
-    return {"held_out_loss": numbers.pop("loss")} | numbers
