@@ -11,7 +11,7 @@ import ipywidgets as widgets
 
 from rlhf_lab.widgets.session import NotSaved, RankingSession
 
-LINE_LENGTH, MOST_LINES = 84, 12  # characters a line is taken to hold; longer texts scroll
+LINE_LENGTH, MOST_LINES = 64, 12  # characters a line is taken to hold; longer texts scroll
 # The only HTML in this view, and constant. Without it all is still there, only paler.
 STYLE = """<style>
 .rlhf-ranking { max-width: 880px; }
@@ -19,7 +19,11 @@ STYLE = """<style>
 .rlhf-ranking .rlhf-quiet { color: var(--jp-ui-font-color2, #555); }
 .rlhf-ranking textarea { opacity: 1 !important; color: inherit; -webkit-text-fill-color: currentColor;
   field-sizing: content; min-height: 2.3em; max-height: 20em; resize: none; unicode-bidi: plaintext;
-  line-height: 1.45; padding: 6px 10px; border-radius: 6px; }
+  line-height: 1.45; padding: 6px 10px; border-radius: 6px; font-family: var(--jp-ui-font-family, sans-serif); }
+.rlhf-ranking .rlhf-row { margin: 4px 0; gap: 8px; }
+.rlhf-ranking .rlhf-acts { margin: 14px 0 6px 68px; gap: 4px; }
+.rlhf-ranking .rlhf-acts button { width: 96px; }
+.rlhf-ranking .rlhf-last { margin-left: 68px; font-weight: 600; }
 </style>"""
 
 
@@ -81,11 +85,14 @@ class RankingView(widgets.VBox):
             place.layout.width = tie.layout.width = "110px"
             buttons = widgets.HBox([place, tie], layout=widgets.Layout(flex="0 0 auto"))
             self.rows.append(widgets.HBox([text, buttons], layout=widgets.Layout(align_items="center")))
+            self.rows[-1].add_class("rlhf-row")
         how = widgets.Label("Click the replies in order, the best first. Click a rank again to take it back.")
         acts = widgets.HBox([self.undo, self.skip, self.all_bad, self.previous, self.next])
         self.title.add_class("rlhf-title")
         how.add_class("rlhf-quiet")
         last = widgets.HBox([self.status, self.again])
+        acts.add_class("rlhf-acts")
+        last.add_class("rlhf-last")
         return [widgets.HTML(STYLE), self.title, self.prompt, how, *self.rows, acts, last]
 
     def _place(self, position: int) -> None:
