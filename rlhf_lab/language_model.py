@@ -8,6 +8,7 @@ Left out: quantised weights, several devices, encoder-decoders, anything that ru
 
 import copy
 import inspect
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -202,7 +203,7 @@ def find_model(source: str | Path) -> Path:
                 f"there is no {source} checkpoint yet; make it with: python -m rlhf_lab pretrain --size {source}"
             )
         return found[0]
-    folder = Path(source).expanduser()
+    folder = Path(os.path.expanduser(source))  # unlike Path.expanduser it lets a strange ~name be
     if (folder / "config.json").is_file():
         return folder
     if folder.exists():
