@@ -21,7 +21,6 @@ from matplotlib.figure import Figure
 from rlhf_lab import plots
 from rlhf_lab.checkpoints import History, write_text_atomic
 from rlhf_lab.evaluation import (
-    ORACLE_PARTS,
     Interval,
     ModelReport,
     RewardModelReport,
@@ -313,8 +312,9 @@ PAGE = """<!doctype html>
 def write_report(path: str | Path, summary: RunSummary) -> None:
     """report.html at `path`, atomically: one file, its pictures inside, no script, nothing loaded."""
     sections = [
-        _heading(summary), _models_section(summary), _refusal_section(summary.reports), _curves_section(summary),
-        _reward_model_section(summary.reward_model), _examples_section(summary.examples), _run_section(summary),
+        _heading(summary), _models_section(summary), _refusal_section(summary.reports),
+        _curves_section(summary), _reward_model_section(summary.reward_model),
+        _examples_section(summary.examples), _run_section(summary),
     ]  # fmt: skip
     write_text_atomic(path, PAGE.format(title=_text(summary.title), css=CSS, body="\n".join(sections)))
 

@@ -125,6 +125,12 @@ def test_bootstrap_against_the_delta_method():
     assert interval.high == pytest.approx(interval.mean + half, abs=0.1 * half)
 
 
+def test_bootstrap_is_of_the_ratio_of_means_and_not_the_mean_of_ratios():
+    bottom = np.linspace(0.1, 4, 50)
+    interval = ev.ratio_of_means_bootstrap(np.ones(50), bottom)
+    assert interval.low < interval.mean < interval.high < (1 / bottom).mean()
+
+
 def test_bootstrap_keeps_pairs_and_its_seed():
     rng = np.random.default_rng(3)
     bottom = rng.uniform(1, 9, 20)
@@ -296,15 +302,11 @@ def test_evaluate_model_reports_what_it_was_given(tiny_gpt2, prompts):
 
 
 def _rows(rollout):
-    return [
-        row[keep].tolist() for row, keep in zip(rollout.batch.response_ids, rollout.batch.mask, strict=True)
-    ]
+    return [row[keep].tolist() for row, keep in zip(rollout.batch.response_ids, rollout.batch.mask, strict=True)]
 
 
 def test_what_was_not_given_is_none(tiny_llama):
-    report, _ = ev.evaluate_model(
-        tiny_llama, ["What is love?", "And time?"], generator=generator(), max_new_tokens=4
-    )
+    report, _ = ev.evaluate_model(tiny_llama, ["What is love?", "And time?"], generator=generator(), max_new_tokens=4)
     known = {name for name, interval in report.quantities().items() if interval is not None}
     assert known == {"length", "ended"}
     assert report.by_skill == {}
@@ -312,8 +314,7 @@ def test_what_was_not_given_is_none(tiny_llama):
 
 def test_the_same_seed_samples_the_same_replies(tiny_gpt2, prompts):
     first, again, other = (
-        ev.evaluate_model(tiny_gpt2, prompts, generator=generator(s), max_new_tokens=6)[1].texts
-        for s in (1, 1, 2)
+        ev.evaluate_model(tiny_gpt2, prompts, generator=generator(s), max_new_tokens=6)[1].texts for s in (1, 1, 2)
     )
     assert first == again != other
 
@@ -324,9 +325,7 @@ def test_kl_is_the_difference_of_one_row_passes(tiny_lm, prompts, temperature):
     with torch.no_grad():
         for parameter in reference.model.parameters():
             parameter.mul_(0.9)
-    rollout = sample_responses(
-        tiny_lm, prompts, max_new_tokens=8, temperature=temperature, generator=generator()
-    )
+    rollout = sample_responses(tiny_lm, prompts, max_new_tokens=8, temperature=temperature, generator=generator())
     report = ev.evaluate_rollout(tiny_lm, rollout, reference=reference, temperature=temperature)
     each = []
     for row in range(len(prompts)):
@@ -381,9 +380,7 @@ def test_pairs_of_one_ranking_widen_the_interval():
     right = np.repeat(np.random.default_rng(0).random(40) < 0.75, 6)
     scores = np.where(right, 1.0, -1.0)
     groups = np.repeat(np.arange(40), 6)
-    alone, grouped = (
-        ev.evaluate_reward_model(scores, np.zeros(240), groups=g).accuracy for g in (None, groups)
-    )
+    alone, grouped = (ev.evaluate_reward_model(scores, np.zeros(240), groups=g).accuracy for g in (None, groups))
     forty = ev.proportion_interval(right.sum() / 6, 40)
     assert alone.mean == grouped.mean
     assert grouped.high - grouped.low == pytest.approx(forty.high - forty.low, rel=0.1)

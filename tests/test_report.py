@@ -292,10 +292,13 @@ def test_the_page_says_what_the_run_found(page):
 
 
 def test_hostile_text_stays_text(summary, tmp_path):
-    example = report.Example(as_conversation(HOSTILE), HOSTILE, {"sft": HOSTILE, HOSTILE: ""}, {HOSTILE: 1.0})
-    calm = replace(
-        summary, reports={"sft": ModelReport(length=interval(9.0))}, reward_model=None, history=None
+    example = report.Example(
+        as_conversation(HOSTILE.replace("\ud800", "?")),
+        HOSTILE,
+        {"sft": HOSTILE, HOSTILE: ""},
+        {HOSTILE: 1.0},
     )
+    calm = replace(summary, reports={"sft": ModelReport(length=interval(9.0))}, reward_model=None, history=None)
     hostile = replace(
         calm,
         scores={},
@@ -327,9 +330,7 @@ def test_a_run_on_foreign_prompts_has_a_page_too(tmp_path):
 def test_nothing_is_left_half_written(summary, tmp_path, monkeypatch):
     (tmp_path / "report.html").write_text("old", encoding="utf-8")
     bare = replace(summary, reports={}, scores={}, history=None, reward_model=None)
-    monkeypatch.setattr(
-        "os.replace", lambda *paths: (_ for _ in ()).throw(OSError(28, "No space left on device"))
-    )
+    monkeypatch.setattr("os.replace", lambda *paths: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="space"):
         report.write_report(tmp_path / "report.html", bare)
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == "old"
