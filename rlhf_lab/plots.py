@@ -68,43 +68,32 @@ def style():
 
 
 # -- curves of a run -----------------------------------------------------------------------------------------
-def reward_curves(
-    ax: Axes,
-    history: History,
-    proxy: str = "held_out_reward_score",
-    true: str = "held_out_true_reward",
-    training: str = "score",
-) -> Axes:
+def reward_curves(ax: Axes, history: History) -> Axes:
     """Score of the reward model and true reward: when they part, the measure has become the target.
 
-    Args:
-        history: of `train_rlhf`. A column that it lacks is left out; the oracle's is missing for foreign
-            prompts.
-        proxy, true: columns on held-out prompts. training: the score of each iteration's own replies, drawn
-            faint.
+    Points are held-out prompts: columns held_out_reward_score and held_out_true_reward (as in
+    `ModelReport.means`) or reward_score and true_reward. The column score, of each iteration's own replies, is
+    drawn faint beside points. What the history lacks is left out: there is no oracle for foreign prompts.
 
     Raises:
         ValueError: none of the columns is there.
     """
+    proxy, true = _first(history, "reward_score"), _first(history, "true_reward")
     lines = []
-    if _has(history, training):
-        ax.plot(*history.column(training), color=COLOURS["reward"], alpha=0.35, linewidth=1.1)
-        if not _has(history, proxy):
-            lines.append(
-                (*history.column(training), "reward model's score (training prompts)", COLOURS["reward"])
-            )
-    for column, label, quantity, marker in (
-        (proxy, "reward model's score", "reward", "o"),
-        (true, "true reward", "true", "s"),
-    ):
-        if _has(history, column):
-            steps, values = history.column(column)
-            ax.plot(
-                steps, values, color=COLOURS[quantity], linestyle=LINES[quantity], marker=marker, markersize=4
-            )
-            lines.append((steps, values, label, COLOURS[quantity]))
+    if _has(history, "score"):
+        alpha, width = (0.35, 1.1) if proxy else (1.0, 1.5)
+        ax.plot(*history.column("score"), color=COLOURS["reward"], alpha=alpha, linewidth=width)
+        if not proxy:
+            label = "reward model's score" + (", training prompts" if true else "")
+            lines.append((*history.column("score"), label, COLOURS["reward"]))
+    rows = [(proxy, "reward model's score", "reward", "o"), (true, "true reward", "true", "s")]
+    for column, label, quantity, marker in rows:
+        if column:
+            line = {"color": COLOURS[quantity], "linestyle": LINES[quantity], "marker": marker}
+            ax.plot(*history.column(column), markersize=4, **line)
+            lines.append((*history.column(column), label, COLOURS[quantity]))
     if not lines:
-        raise ValueError(f"history has none of the columns {proxy!r}, {true!r} and {training!r}")
+        raise ValueError("history has none of the columns score, reward_score and true_reward")
     _label_ends(ax, lines)
     ax.set(title="Reward, measured and true", xlabel="iteration", ylabel="reward, each in its own unit")
     return ax
@@ -159,9 +148,7 @@ def loss_curve(
 
 
 # -- reward model --------------------------------------------------------------------------------------------
-def reliability_diagram(
-    ax: Axes, confidence: Sequence[float], agreed: Sequence[float], bins: int = 8
-) -> Axes:
+def reliability_diagram(ax: Axes, confidence: Sequence[float], agreed: Sequence[float], bins: int = 8) -> Axes:
     """How often raters agree with the reward model, by how sure it is; on the diagonal it is calibrated.
 
     Args:
@@ -187,9 +174,7 @@ def reliability_diagram(
         _write(ax, f"{share.count}", at, -3, va="top", fontsize=8, color="#666666")
     x, y, low, high = 100 * np.array([(x, share.mean, share.low, share.high) for x, share in shares]).T
     ax.errorbar(x, y, [y - low, high - y], color=COLOURS["reward"], marker="o", markersize=5, elinewidth=1.1)
-    ax.set(
-        xlim=(48, 102), ylim=(min(40, *(low - 8)), 104), title="Is the reward model as sure as it should be?"
-    )
+    ax.set(xlim=(48, 102), ylim=(min(40, *(low - 8)), 104), title="Is the reward model as sure as it should be?")
     ax.set(xlabel="the model's confidence in its choice, %", ylabel="raters who agree, %")
     return ax
 
@@ -233,9 +218,7 @@ def parts_chart(ax: Axes, reports: Mapping[str, ModelReport], parts: Sequence[st
     return ax
 
 
-def paired_differences(
-    ax: Axes, differences: Mapping[str, Sequence[float]], unit: str = "true reward"
-) -> Axes:
+def paired_differences(ax: Axes, differences: Mapping[str, Sequence[float]], unit: str = "true reward") -> Axes:
     """Differences by seed as dots, their mean and 95 % t-interval below them, and the line of no difference.
 
     Args:
@@ -261,6 +244,11 @@ def paired_differences(
 # -- helpers -------------------------------------------------------------------------------------------------
 def _has(history, column) -> bool:
     return any(row.get(column) is not None for row in history.to_list())
+
+
+def _first(history, name) -> str | None:
+    """The column of held-out prompts of that name, with or without the prefix."""
+    return next((column for column in ("held_out_" + name, name) if _has(history, column)), None)
 
 
 def _model(key):

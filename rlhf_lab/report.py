@@ -116,9 +116,7 @@ def choose_examples(rollouts: Mapping[str, Rollout], count: int = 8) -> list[Exa
     conversations = rollouts[names[0]].conversations if names else ()
     other = [name for name in names if tuple(rollouts[name].conversations) != tuple(conversations)]
     if not names or other:
-        raise ValueError(
-            f"rollouts must be to the same prompts in the same order, got other ones for {other}"
-        )
+        raise ValueError(f"rollouts must be to the same prompts in the same order, got other ones for {other}")
     rows: dict[str, list[int]] = {}
     for row, conversation in enumerate(conversations):
         if conversation not in conversations[:row]:
@@ -148,9 +146,7 @@ def format_number(value: float, digits: int = 2) -> str:
     return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
-def format_interval(
-    interval: Interval | None, digits: int = 2, factor: float = 1, symmetric: bool = False
-) -> str:
+def format_interval(interval: Interval | None, digits: int = 2, factor: float = 1, symmetric: bool = False) -> str:
     """'0.44 [0.35, 0.53]', '0.44 ± 0.09' where symmetric, '-' for None, the mean alone if unbounded.
 
     Example:
@@ -188,8 +184,7 @@ def text_table(reports: Mapping[str, ModelReport]) -> str:
     first = max(len(label) for label, _ in rows)
     widths = [max(len(texts[i]) for _, texts in rows) for i in range(len(reports))]
     lines = [
-        label.ljust(first)
-        + "".join("   " + text.rjust(width) for text, width in zip(texts, widths, strict=True))
+        label.ljust(first) + "".join("   " + text.rjust(width) for text, width in zip(texts, widths, strict=True))
         for label, texts in rows
     ]
     return "\n".join(lines)
@@ -211,8 +206,7 @@ NUMBER_OR_NULL = {"type": ["number", "null"]}
 COUNT = {"type": "integer", "minimum": 1}
 INTERVAL = {"$ref": "#/$defs/interval"}
 QUANTITIES = {
-    name: _or_null(INTERVAL)
-    | {"description": f"{label}; unit: {'share in [0, 1]' if unit == '%' else unit or 1}"}
+    name: _or_null(INTERVAL) | {"description": f"{label}; unit: {'share in [0, 1]' if unit == '%' else unit or 1}"}
     for name, (label, unit, _, _) in ROWS.items()
 }
 ORACLE = tuple(evaluate_replies([]))
@@ -351,9 +345,7 @@ def _models_section(summary) -> str:
     pictures = []
     if any(report.helpful for report in reports.values()):
         pictures.append(
-            _figure(
-                lambda ax: plots.parts_chart(ax, reports), "The oracle's rows of the table above, as bars."
-            )
+            _figure(lambda ax: plots.parts_chart(ax, reports), "The oracle's rows of the table above, as bars.")
         )
     if summary.scores:
         means = ", ".join(f"{_name(key)} {sum(v) / len(v):.2f}" for key, v in summary.scores.items())
@@ -369,9 +361,7 @@ def _models_section(summary) -> str:
 
 def _table(reports, rows) -> str:
     head = "".join(f"<th scope=col>{_text(_name(name))}<small></small></th>" for name in reports)
-    body = "\n".join(
-        f"<tr><th scope=row>{_text(label)}</th>{''.join(map(_cell, texts))}</tr>" for label, texts in rows
-    )
+    body = "\n".join(f"<tr><th scope=row>{_text(label)}</th>{''.join(map(_cell, texts))}</tr>" for label, texts in rows)
     return (
         f'<div class="scroll"><table class="models"><thead><tr><th></th>{head}</tr></thead>\n'
         f"<tbody>{body}</tbody></table></div>\n"
@@ -423,7 +413,7 @@ def _curves_section(summary) -> str:
         return ""
     names = {name for row in history.to_list() for name, value in row.items() if value is not None}
     pictures = []
-    if names & {"score", "held_out_reward_score", "held_out_true_reward"}:
+    if names & {"score", "reward_score", "true_reward", "held_out_reward_score", "held_out_true_reward"}:
         message = "The reward model's score and the true reward over the iterations of PPO."
         pictures.append(_figure(lambda ax: plots.reward_curves(ax, history), message))
     for column in ("kl", "entropy", "clip_fraction", "length"):
@@ -467,17 +457,13 @@ def _examples_section(examples: Sequence[Example]) -> str:
 
 def _example_card(example: Example) -> str:
     tag = f'<div class="tag">{_text(example.skill)}</div>' if example.skill else ""
-    turns = "".join(
-        f'<p class="{_text(turn.role)}">{_text(turn.content)}</p>' for turn in example.conversation
-    )
+    turns = "".join(f'<p class="{_text(turn.role)}">{_text(turn.content)}</p>' for turn in example.conversation)
     replies = ""
     for name, reply in example.replies.items():
         reward = example.rewards.get(name)
         worth = "" if reward is None else f'<span class="soft">true reward {format_number(reward, 1)}</span>'
         label = _text(_name(name))
-        replies += (
-            f'<div class="{_text(name)}"><h3>{label} {worth}</h3><p>{_text(reply) or "(nothing)"}</p></div>'
-        )
+        replies += f'<div class="{_text(name)}"><h3>{label} {worth}</h3><p>{_text(reply) or "(nothing)"}</p></div>'
     return f'<div class="example">{tag}{turns}<div class="replies">{replies}</div></div>'
 
 

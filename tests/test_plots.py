@@ -54,9 +54,18 @@ def test_reward_curves_show_three_different_things(ax):
 def test_reward_curves_without_an_oracle(ax):
     plots.reward_curves(ax, history(held_out=False))
     assert len(ax.lines) == 1
-    assert "training prompts" in texts(ax).pop()
+    assert texts(ax) == {"reward model's score"}
     with pytest.raises(ValueError, match="none of the columns"):
         plots.reward_curves(ax, History())
+
+
+def test_reward_curves_take_columns_without_the_prefix(ax):
+    run = History()
+    for step in range(3):
+        run.add(step, score=step, true_reward=2 * step)
+    plots.reward_curves(ax, run)
+    assert [line.get_ydata().tolist() for line in ax.lines] == [[0, 1, 2], [0, 2, 4]]
+    assert texts(ax) == {"reward model's score, training prompts", "true reward"}
 
 
 def test_history_curve_has_unit_and_target(ax):
@@ -187,8 +196,6 @@ def test_style_is_one_file_and_stays_inside_the_block():
 
 def test_quantities_differ_in_colour_and_in_line():
     assert len(set(plots.COLOURS.values())) == len(plots.COLOURS)
-    looks = [
-        SimpleNamespace(face=m[1], hatch=m[2], colour=m[3], line=str(m[4])) for m in plots.MODELS.values()
-    ]
+    looks = [SimpleNamespace(face=m[1], hatch=m[2], colour=m[3], line=str(m[4])) for m in plots.MODELS.values()]
     assert len({look.line for look in looks}) == len({look.colour for look in looks}) == len(looks)
     assert plots.COLOURS["policy"] == plots.MODELS["rlhf"][1] == plots.MODELS["rlhf"][3]
