@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--labels", type=int, default=600, help="rankings to learn from (600; 2500 is the long version)")
     demo.add_argument("--iterations", type=int, help="PPO iterations (60, or 100 from 2000 labels on)")
     demo.add_argument("--prompts", type=int, default=96, help="replies in one PPO iteration (96)")
-    demo.add_argument("--sft-steps", type=int, default=150, help="steps of supervised fine-tuning (150)")
+    demo.add_argument("--sft-steps", type=int, default=100, help="steps of supervised fine-tuning (100)")
     demo.add_argument("--evaluation-prompts", type=int, default=480, help="held-out prompts of the evaluation (480)")
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--out", metavar="DIR", help="folder for models, metrics.json and report.html (runs/demo-N)")

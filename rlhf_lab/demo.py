@@ -165,19 +165,23 @@ class Workshop:
         return load(folder, self.device, self.precision), history
 
 
+def sampling_law(config: RLHFConfig) -> dict[str, float]:
+    """How replies are drawn, the same wherever a model is asked: in feedback, in PPO, in the evaluation."""
+    return {"temperature": config.temperature, "max_new_tokens": config.max_new_tokens}
+
+
 def rank_replies(
     lm: LanguageModel,
     prompts: Sequence[Conversation],
     replies: int = 4,
     generator: torch.Generator | None = None,
-    max_new_tokens: int = 64,
+    sampling: RLHFConfig | None = None,
 ) -> list[Ranking]:
     """Sample `replies` to each town prompt and let the simulated rater rank those that differ; a prompt with fewer than
     two different replies is left out."""
-    generator = generator or generator_for(0, "rankings")
-    rollout = sample_responses(
-        lm, [prompt for prompt in prompts for _ in range(replies)], max_new_tokens=max_new_tokens, generator=generator
-    )
+    generator, sampling = generator or generator_for(0, "rankings"), sampling or RLHFConfig()
+    rows = [prompt for prompt in prompts for _ in range(replies)]
+    rollout = sample_responses(lm, rows, generator=generator, **sampling_law(sampling))
     rankings = []
     for i, prompt in enumerate(prompts):
         texts = list(dict.fromkeys(rollout.texts[i * replies : (i + 1) * replies]))
@@ -198,9 +202,7 @@ def collect_feedback(sft: LanguageModel, task: Task, config: DemoConfig, out: Pa
     for name, (prompts, count) in files.items():
         if not (out / name).exists():
             generator = generator_for(config.seed, name)
-            write_events(
-                out / name, rank_replies(sft, prompts[:count], config.replies, generator, config.rlhf.max_new_tokens)
-            )
+            write_events(out / name, rank_replies(sft, prompts[:count], config.replies, generator, config.rlhf))
     return tuple(read_events(out / name) for name in files)
 
 
@@ -306,7 +308,7 @@ def _tracker(prompts: Sequence[Conversation], config: DemoConfig) -> Callable[[L
 
     def track(lm: LanguageModel) -> dict[str, float]:
         rollout = sample_responses(
-            lm, prompts, max_new_tokens=config.rlhf.max_new_tokens, generator=generator_for(config.seed, "track")
+            lm, prompts, generator=generator_for(config.seed, "track"), **sampling_law(config.rlhf)
         )
         rewards = [reward for reward in evaluation.true_rewards(rollout) if reward is not None]
         return {"true_reward": sum(rewards) / len(rewards)} if rewards else {}
@@ -327,7 +329,7 @@ def evaluate_models(
             generator=generator_for(config.seed, "evaluation"),
             reference=models["sft"],
             reward_model=rm,
-            max_new_tokens=config.rlhf.max_new_tokens,
+            **sampling_law(config.rlhf),
             **texts,
         )
         for name, lm in models.items()

@@ -199,7 +199,7 @@ def test_experience_is_what_the_definitions_say(value):
     run.same_reference = False
     experience, numbers = rlhf.score_rollout(run, rollout, share_of_c, config)
     mask, values = rollout.batch.mask, experience.old_values
-    ref = response_log_probs(run.reference, rollout.batch)
+    ref = response_log_probs(run.reference, rollout.batch, config.temperature)
     scores, raw = share_of_c(rollout), torch.zeros(mask.shape)
     for b, n in enumerate(rollout.batch.response_lengths.tolist()):
         reward = -config.kl_coef * (rollout.log_probs[b] - ref[b])
@@ -426,7 +426,7 @@ def test_bfloat16_scores_the_replies_again(value):
     config = with_(value=value)
     run, rollout, experience, _ = fresh(config, lm)
     with torch.no_grad():
-        again = response_log_probs(run.policy, rollout.batch, 1.0, 4)
+        again = response_log_probs(run.policy, rollout.batch, config.temperature, 4)
     assert (experience.old_log_probs - again).abs().max() < 0.05
     assert all(p.dtype == torch.float32 for p in run.policy.model.parameters())
     assert math.isfinite(train_rlhf(lm, PROMPTS, share_of_c, config).history.last("kl"))

@@ -90,7 +90,7 @@ class RLHFConfig:
         max_new_tokens: limit of a reply, tokens.
         temperature: > 0; divides the logits in sampling and in all scoring.
         epochs: passes over each rollout, >= 1 (Ouyang 2022 takes 1 inner epoch, Stiennon 2020 4).
-        minibatch_rows: replies per optimiser step.
+        minibatch_rows: most replies per optimiser step; a rollout is cut evenly.
         micro_batch: most rows in one forward and backward pass; changes memory, not the result.
         learning_rate: of the policy, at its peak.
         value_learning_rate: of the value model, or of the value head.
@@ -114,7 +114,7 @@ class RLHFConfig:
     iterations: int = 60
     prompts_per_iteration: int = 96
     max_new_tokens: int = 64
-    temperature: float = 1.0
+    temperature: float = 0.8
     epochs: int = 2
     minibatch_rows: int = 48
     micro_batch: int = 32
@@ -186,18 +186,16 @@ class RLHFResult:
     Attributes:
         model: the trained policy.
         value: the value model (RewardModel) or the ValueHead, trained along.
-        history: a row per iteration, and one at step 0 with `evaluate`'s numbers. score: mean score before
-            penalties;
-            kl, kl_k3: nats per reply against the reference, two estimates; entropy: nats per token, estimated
-                as the
-            mean of -log_probs; clip_fraction, approx_kl (k3, nats per token), policy_loss, value_loss,
-            grad_norm: mean
-            over optimiser steps; explained_variance of the old values; length: tokens; ended: share of
-            replies.
+        history: a row per iteration, and one at step 0 with `evaluate`'s numbers only.
+            score: mean score before penalties. reward: with the penalties for KL and missing ends.
+            kl, kl_k3: nats per reply against the reference, by two estimates. kl_coef: used in this iteration.
+            entropy: nats per token, estimated as the mean of -log_probs. length: tokens. ended: share of replies.
+            explained_variance: of the returns by the values before the update.
+            clip_fraction, approx_kl (k3, nats per token, old to new), policy_loss, value_loss, lm_loss,
+            grad_norm (of the policy, before clipping): means over the optimiser steps. learning_rate: policy's.
         interrupted: True where an interrupt ended the run early.
-        timings: seconds of "sample", "score", "optimise" per iteration run by this process; not part of the
-            history,
-            which is bit-identical from run to run.
+        timings: seconds of "sample", "score" and "optimise", one number for each iteration that this process ran;
+            not in the history, which is bit-identical from run to run.
         check_cost: forward tokens of the live checks over all forward tokens.
     """
 
@@ -227,20 +225,18 @@ def train_rlhf(
     Args:
         policy: where to start; it is not changed.
         prompts: conversations that end with a user message, or strings.
-        reward: a RewardModel with the policy's tokenizer, or a function of the Rollout that returns [B]
-            scores,
+        reward: a RewardModel with the policy's tokenizer, or a function of the Rollout that returns scores [B];
             called once an iteration.
         config: RLHFConfig() if None.
         reference: the other end of the leash; the policy as given if None.
         value_init: start of the value model; if None a copy of `reward` where that is a RewardModel, else the
             policy's own weights under a new head. Not used with value="policy_head".
         lm_texts: texts for the language-model loss; needed when lm_coef > 0.
-        evaluate: called with the model before the first, after every `evaluate_every`-th and after the last
-            iteration; its
-            numbers go into the history.
-        checkpoint: file that holds the run's state, written every `checkpoint_every` iterations, at an
-            interrupt, at
-            the end and when a quantity is not finite. If it exists, the run goes on from it bit-identically.
+        evaluate: called with the model before the first iteration, after every `evaluate_every`-th and after the
+            last; its numbers go into the history.
+        checkpoint: file that holds the run's state. If it exists, the run goes on from it bit-identically.
+        checkpoint_every: iterations between savings; saved also at an interrupt, at the end, and when something is
+            not finite.
 
     Returns:
         RLHFResult.
@@ -259,8 +255,8 @@ def train_rlhf(
         >>> result.history.last("score") <= -1
         True
 
-    Source: Ouyang et al. 2022, Training language models to follow instructions with human feedback. Chapter
-        10.
+    Source: Ouyang et al. 2022, Training language models to follow instructions with human feedback, section 3.5;
+    Schulman et al. 2017, Proximal policy optimization algorithms. Chapter 10.
     """
     config = config or RLHFConfig()
     prompts, texts = _check_inputs(policy, prompts, reward, config, lm_texts)
@@ -311,8 +307,7 @@ class Run:
         reference: the other end of the leash, not trained.
         same_reference: it is the policy as it was at step 0.
         passes: forward passes over each reply in one iteration, of all models together.
-        state: weights, optimiser, step and history; in `extra` the KL coefficient and the counts of forward
-            tokens.
+        state: weights, optimiser, step, history; in `extra` the KL coefficient and the counts of forward tokens.
         timings: seconds of each part of each iteration.
     """
 
@@ -367,7 +362,6 @@ class Run:
         norms = torch.stack([torch.nn.utils.clip_grad_norm_(group["params"], most) for group in groups])
         invariants.check_finite("the gradient norms of policy and value", norms, self.state.step + 1)
         self.state.optimiser.step()
-        self.state.optimiser.zero_grad(set_to_none=True)
         return float(norms[0])
 
     def check_rollout(self, rollout: Rollout, log_probs: Tensor, ref_log_probs: Tensor, config) -> None:
@@ -455,9 +449,8 @@ def score_rollout(run: Run, rollout: Rollout, reward, config: RLHFConfig) -> tup
     numbers = {name: float(number) for name, number in numbers.items()}
     if not math.isfinite(numbers["explained_variance"]):  # constant returns have no variance to explain
         numbers["explained_variance"] = None
-    return Experience(
-        batch, old_log_probs, old_values[:, :-1], masked_whiten(advantages, mask), returns
-    ), numbers
+    white = masked_whiten(advantages, mask)
+    return Experience(batch, old_log_probs, old_values[:, :-1], white, returns), numbers
 
 
 def token_rewards(scores: Tensor, kl_penalty: Tensor, mask: Tensor) -> Tensor:
@@ -486,8 +479,7 @@ def reply_discounts(mask: Tensor) -> Tensor:
 
 
 def adapted_kl_coef(kl_coef: float, kl: float, target: float) -> float:
-    """The next KL coefficient: up by at most 2 % when the KL is above its target, down by at most 2 % below
-    it.
+    """The next KL coefficient: up by at most 2 % while the KL is above its target, down by at most 2 % below.
 
     kl_coef * (1 + 0.1 * clip(kl / target - 1, -0.2, 0.2))
 
@@ -508,12 +500,10 @@ def values_of(value: RewardModel | ValueHead, batch: TokenBatch, hidden: Tensor)
 
 
 def old_log_probs_and_values(policy, value, rollout: Rollout, config: RLHFConfig) -> tuple[Tensor, Tensor]:
-    """Log-probs [B, T] and values [B, T + 1] of the policy that sampled, kept from sampling where that is
-    exact enough.
+    """Log-probs [B, T] and values [B, T + 1] of the policy that sampled.
 
-    In float32 the numbers from sampling are those of a training pass. In bf16 they are 0.03 nats off, so the
-    replies are
-    scored again. A value model of its own has not seen the replies yet and takes one pass in any case.
+    In float32 those from sampling are those of a training pass and are kept. In bf16 they are 0.03 nats off, so
+    the replies are scored again. A value model of its own has not seen the replies yet: one pass in any case.
     """
     exact = policy.precision == torch.float32
     if exact and rollout.values is not None:
@@ -544,7 +534,7 @@ def optimise(run: Run, experience: Experience, texts, config: RLHFConfig, genera
     steps = []
     for _ in range(config.epochs):
         shuffled = torch.randperm(len(experience.batch), generator=generator)
-        for rows in shuffled.split(config.minibatch_rows):
+        for rows in shuffled.tensor_split(-(-len(shuffled) // config.minibatch_rows)):  # even, so none is tiny
             numbers = minibatch_gradient(run, experience, rows, config, first=not steps)
             if config.kl_stop is not None and numbers["approx_kl"] > config.kl_stop and steps:
                 return _mean_of(steps)
@@ -615,8 +605,7 @@ def language_model_gradient(lm: LanguageModel, token_rows: list[list[int]], conf
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, config: RLHFConfig, step: int) -> float:
-    """Linear warm-up over the first iterations, times a linear fall to final_fraction; returns the policy's
-    rate."""
+    """Linear warm-up, times a linear fall to final_fraction at the last iteration; returns the policy's rate."""
     schedule = config.optimiser
     warmup = min(1.0, (step + 1) / (schedule.warmup_iterations + 1))
     done = step / max(1, config.iterations - 1)
@@ -626,8 +615,7 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, config: RLHFConfig, step
 
 
 def prompts_of(prompts: Sequence, config: RLHFConfig, step: int) -> list:
-    """The prompts of one iteration: all are used, in an order that changes every lap, before any is used
-    twice."""
+    """The prompts of one iteration; all are used, in an order that changes every lap, before one comes again."""
     count, picked, order = config.prompts_per_iteration, [], []
     for position in range(step * count, (step + 1) * count):
         lap, place = divmod(position, len(prompts))

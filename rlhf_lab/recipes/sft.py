@@ -53,10 +53,10 @@ class SFTConfig:
         seed: of the order.
     """
 
-    steps: int = 150
+    steps: int = 100
     demonstrations_per_step: int = 128
     micro_batch: int = 16  # faster than 32 on a CPU: less padding
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     weight_decay: float = 0.01
     warmup: int = 10
     max_grad_norm: float = 1.0

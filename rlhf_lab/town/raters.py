@@ -40,7 +40,7 @@ class Rater:
     """
 
     name: str = "careful"
-    noise: float = 1.0
+    noise: float = 0.5
     taste: str = ""
     taste_weight: float = 0.0
     attention: float = 1.0
@@ -91,7 +91,7 @@ class Rater:
 
 
 CAREFUL = Rater()
-HURRIED = Rater("hurried", noise=2.0)
+HURRIED = Rater("hurried", noise=1.5)
 INATTENTIVE = Rater("inattentive", attention=0.6)
 SPAMMER = Rater("spammer", noise=1e-3, left=1e6)
 MALICIOUS = Rater("malicious", malicious=True)

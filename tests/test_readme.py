@@ -1,0 +1,41 @@
+"""The README does what it says: its Python runs (small), its files exist, its commands are known."""
+
+import re
+from pathlib import Path
+
+from rlhf_lab.__main__ import _parser
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_python_of_the_readme_runs_small():
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
+    for large, small in {
+        "600)": "24)",
+        "4000)": "32)",
+        ").model\nreward": ", SFTConfig(steps=2)).model\nreward",
+    }.items():
+        assert large in code
+        code = code.replace(large, small)
+    code = code.replace(
+        "reward_model)\n", "reward_model, RLHFConfig(iterations=1, prompts_per_iteration=8, minibatch_rows=8))\n"
+    )
+    names = {}
+    exec("from rlhf_lab.recipes import RLHFConfig, SFTConfig\n" + code, names)
+    assert names["result"].history.last("length") > 0
+    assert names["result"].model is not names["sft"]
+
+
+def test_every_file_of_the_readme_exists():
+    for target in re.findall(r"\]\(([\w/.]+)\)", README):
+        assert (ROOT / target).exists(), target
+    tree = README.split("## The house")[1].split("```")[1]
+    for line in tree.strip().splitlines():
+        name = line.split()[0]
+        assert (ROOT / name).exists() or (ROOT / "rlhf_lab" / name).exists(), name
+
+
+def test_every_option_of_the_readme_is_known():
+    for line in re.findall(r"python run.py demo (--[^#\n]+)", README):
+        _parser().parse_args(["demo", *line.split()])
