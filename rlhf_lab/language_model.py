@@ -1,13 +1,12 @@
 """A causal language model as a policy: load it, encode prompts, score responses.
 
-Prompts are padded on the left and responses on the right, so that every response begins in the same column.
-Positions come from the mask, masks from lengths, dropout is off in every pass (models stay in eval mode, also
-while they learn), and prompt and response are tokenised apart.
+Prompts are padded on the left and responses on the right, so that every response begins in the same column; a
+scoring pass closes the gaps. Positions count real tokens, masks come from lengths, dropout is off in every pass
+(models stay in eval mode, also while they learn), and prompt and response are tokenised apart.
 Left out: quantised weights, several devices, encoder-decoders, anything that runs code from a checkpoint.
 """
 
 import copy
-import inspect
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -462,22 +461,29 @@ class ResponseForward(NamedTuple):
     hidden: Tensor
 
 
-def model_inputs(model: PreTrainedModel, batch: TokenBatch) -> dict[str, Tensor | bool]:
-    """The arguments of a pass over prompts and responses side by side, [B, P + T].
+def packed_inputs(model: PreTrainedModel, batch: TokenBatch) -> tuple[dict[str, Tensor | bool], Tensor]:
+    """The arguments of a pass over rows of prompt and response without a gap, [B, W], and where the states are.
+
+    All padding stands on the right, where the causal mask hides it: no attention mask, positions from 0 on, and
+    W is the longest row. A batch padded on both sides would be wider by half, and attention slower.
+
+    Returns:
+        The arguments, and the columns [B, T + 1] of the states before each response token and after the last.
 
     Raises:
         ValueError: a row is longer than the context; names it and the lengths.
     """
-    if batch.prompt_ids.shape[1] + batch.mask.shape[1] > max_length(model):
+    before, lengths = batch.prompt_lengths, batch.prompt_lengths + batch.response_lengths
+    width = int(lengths.max())
+    if width > max_length(model):
         _check_context(model, batch)
     ids = torch.cat([batch.prompt_ids, batch.response_ids], dim=1)
+    gaps = batch.prompt_ids.shape[1] - before
+    columns = gaps[:, None] + torch.arange(width, device=ids.device)
+    ids = ids.gather(1, columns.clamp(max=ids.shape[1] - 1))
+    states = before[:, None] - 1 + torch.arange(batch.mask.shape[1] + 1, device=ids.device)
     # Embeddings instead of ids, because with ids transformers warns of padding that the causal mask hides.
-    inputs = {"inputs_embeds": model.get_input_embeddings()(ids), "use_cache": False}
-    # Without padding on the left the causal mask hides the padding on the right, and attention is faster.
-    if not batch.prompt_mask.all():
-        mask = torch.cat([batch.prompt_mask, batch.mask], dim=1)
-        inputs |= {"attention_mask": mask, "position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
-    return inputs
+    return {"inputs_embeds": model.get_input_embeddings()(ids), "use_cache": False}, states.clamp(max=width - 1)
 
 
 def _check_context(model: PreTrainedModel, batch: TokenBatch) -> None:
@@ -490,10 +496,15 @@ def _check_context(model: PreTrainedModel, batch: TokenBatch) -> None:
         )
 
 
+def _pick(states: Tensor, columns: Tensor) -> Tensor:
+    """states[b, columns[b, t]] as [B, T + 1, d]."""
+    return states.gather(1, columns[..., None].expand(-1, -1, states.shape[-1]))
+
+
 def response_states(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
     """Hidden states [B, T + 1, d] of the backbone from the last prompt token on; see `ResponseForward`."""
-    states = model.base_model(**model_inputs(model, batch)).last_hidden_state
-    return states[:, batch.prompt_ids.shape[1] - 1 :]
+    inputs, columns = packed_inputs(model, batch)
+    return _pick(model.base_model(**inputs).last_hidden_state, columns)
 
 
 def forward(lm: LanguageModel, batch: TokenBatch) -> ResponseForward:
@@ -517,22 +528,23 @@ def forward(lm: LanguageModel, batch: TokenBatch) -> ResponseForward:
 
     Chapter 07.
     """
-    first, last = batch.prompt_ids.shape[1] - 1, batch.prompt_ids.shape[1] + batch.mask.shape[1] - 1
-    states = []
+    inputs, columns = packed_inputs(lm.model, batch)
+    picked = []
+
+    def pick_responses(module, given, output):
+        picked.append(_pick(output.last_hidden_state, columns))
+        output.last_hidden_state = picked[0][:, :-1]
+        return output
+
     # The model's own head makes the logits, because some architectures scale or cap them after the
-    # projection; so the states are caught on their way there.
-    catch = lm.model.base_model.register_forward_hook(
-        lambda module, given, output: states.append(output.last_hidden_state)
-    )
-    options = {}
-    if "logits_to_keep" in inspect.signature(lm.model.forward).parameters:
-        options["logits_to_keep"] = torch.arange(first, last, device=batch.mask.device)
+    # projection; so the states are picked on their way there.
+    hook = lm.model.base_model.register_forward_hook(pick_responses)
     try:
         with lm.autocast():
-            logits = lm.model(**model_inputs(lm.model, batch), **options).logits
+            logits = lm.model(**inputs).logits
     finally:
-        catch.remove()
-    return ResponseForward(logits.float() if options else logits[:, first:last].float(), states[0][:, first:])
+        hook.remove()
+    return ResponseForward(logits.float(), picked[0])
 
 
 def token_log_probs(logits: Tensor, response_ids: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
@@ -601,9 +613,9 @@ def response_log_probs(lm: LanguageModel, batch: TokenBatch, temperature: float 
 
 
 def length_groups(batch: TokenBatch, size: int) -> tuple[Tensor, ...]:
-    """Row indices in groups of at most `size`, rows of similar prompt and response length together."""
-    order = (batch.prompt_lengths * (batch.mask.shape[1] + 1) + batch.response_lengths).argsort(stable=True)
-    return order.split(size)
+    """Row indices in even groups of at most `size`, rows of similar length (prompt and response) together."""
+    order = (batch.prompt_lengths + batch.response_lengths).argsort(stable=True)
+    return order.tensor_split(-(-len(order) // size))
 
 
 class ValueHead(nn.Linear):

@@ -189,6 +189,14 @@ def test_no_head_work_at_prompt_positions(tiny_lm):
     assert not tiny_lm.model.base_model._forward_hooks
 
 
+def test_a_pass_is_as_wide_as_its_longest_row(tiny_lm):
+    seen, batch = [], make_batch([[5] * 9, [5]], [[6], [6] * 4], tiny_lm.pad_id)
+    handle = tiny_lm.model.base_model.register_forward_hook(lambda _, __, x: seen.append(x.last_hidden_state.shape[1]))
+    forward(tiny_lm, batch)
+    handle.remove()
+    assert seen == [10]
+
+
 def test_bfloat16_passes_with_float32_weights(tiny_lm):
     lm = LanguageModel(tiny_lm.model, tiny_lm.tokenizer, tiny_lm.end_id, tiny_lm.pad_id, torch.bfloat16)
     batch = batch_of(lm)
@@ -257,8 +265,8 @@ def test_length_groups_hold_every_row_once():
     groups = length_groups(batch, 8)
     assert max(map(len, groups)) == 8
     assert sorted(torch.cat(groups).tolist()) == list(range(50))
-    padded = sum(batch.select(rows).prompt_ids.numel() for rows in groups)
-    assert padded < 0.75 * batch.prompt_ids.numel()
+    total = batch.prompt_lengths + batch.response_lengths
+    assert sum(len(rows) * int(total[rows].max()) for rows in groups) < 1.15 * total.sum()
 
 
 # ---- text ----------------------------------------------------------------------------------------------------
