@@ -283,7 +283,7 @@ def run_demo(
     with shop.stage(
         "rlhf", f"4/5 PPO: {config.rlhf.iterations} iterations of {config.rlhf.prompts_per_iteration} replies"
     ):
-        track = _tracker(task.test_prompts[:TRACKED_PROMPTS], config)
+        track = _tracker(task.test_prompts[:TRACKED_PROMPTS], rm, config)
         rlhf, history = shop.trained(
             "rlhf",
             load_language_model,
@@ -303,15 +303,15 @@ def _feedback_title(config: DemoConfig, task: Task) -> str:
     return f"a simulated rater ranks {config.replies} replies to each of {config.labels:,} prompts"
 
 
-def _tracker(prompts: Sequence[Conversation], config: DemoConfig) -> Callable[[LanguageModel], dict[str, float]]:
-    """What is looked at while PPO runs: the true reward on a few held-out prompts, where it is known."""
+def _tracker(prompts: Sequence[Conversation], rm: RewardModel, config: DemoConfig) -> Callable[[LanguageModel], dict]:
+    """What is looked at while PPO runs: true reward (where it is known) and proxy on the same held-out replies."""
 
     def track(lm: LanguageModel) -> dict[str, float]:
-        rollout = sample_responses(
-            lm, prompts, generator=generator_for(config.seed, "track"), **sampling_law(config.rlhf)
-        )
+        generator = generator_for(config.seed, "track")
+        rollout = sample_responses(lm, prompts, generator=generator, **sampling_law(config.rlhf))
         rewards = [reward for reward in evaluation.true_rewards(rollout) if reward is not None]
-        return {"true_reward": sum(rewards) / len(rewards)} if rewards else {}
+        proxy = {"reward_score": float(rm.score_batch(rollout.batch).mean())}
+        return proxy | ({"true_reward": sum(rewards) / len(rewards)} if rewards else {})
 
     return track
 

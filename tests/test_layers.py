@@ -345,7 +345,11 @@ PLANTED = {
         "1 of 9 bodies above 35 lines",
     ),
     "long median": (long_bodies, {"kl.py": ("def f():\n" + "    x = 1\n" * 13) * 5}, "median body above 12"),
-    "budget": (over_budget, {"kl.py": "x = 1\n" * 3000, "town/b.py": "x = 1\n" * 1501}, "4501 lines of code"),
+    "budget": (
+        over_budget,
+        {"kl.py": "x = 1\n" * CODE_LINES, "town/b.py": "x = 1\n" * 1},
+        f"{CODE_LINES + 1} lines of code",
+    ),
 }
 
 
