@@ -2,6 +2,7 @@
 
 import math
 import signal
+import sys
 
 import pytest
 import torch
@@ -50,17 +51,24 @@ def weights(lm):
     return torch.cat([p.detach().flatten() for p in lm.model.parameters()])
 
 
-def interrupt_at(step):
-    """An `evaluate` that presses Ctrl-C in step number `step` and adds a number to the history."""
-    calls = []
+def interrupt_in_step(patch, recipe, number):
+    """Press Ctrl-C in optimiser step `number` of a recipe."""
+    module, calls = sys.modules[f"rlhf_lab.recipes.{recipe}"], []
+    step = module.clipped_step
 
-    def evaluate(model):
+    def stepped(*arguments):
         calls.append(1)
-        if len(calls) == step:
+        if len(calls) == number:
             signal.raise_signal(signal.SIGINT)
-        return {"calls": float(len(calls))}
+        return step(*arguments)
 
-    return evaluate
+    patch.setattr(module, "clipped_step", stepped)
+
+
+def count_calls():
+    """An `evaluate` that says how often it was called."""
+    calls = []
+    return lambda lm: {"calls": float(len(calls))} if calls.append(1) is None else {}
 
 
 # ---- tokenizer and data ------------------------------------------------------------------------------------------
@@ -170,24 +178,24 @@ def test_the_seed_decides(tokenizer):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_interrupt_and_resume_are_the_straight_run(tokenizer, tmp_path):
-    options = {"tokenizer": tokenizer, "checkpoint": tmp_path / "run.pt"}
-    settings = config(evaluate_every=1)
-    straight = run_pretraining(DOCUMENTS, settings, tokenizer=tokenizer, evaluate=interrupt_at(99))
-    evaluate = interrupt_at(3)
-    half = run_pretraining(DOCUMENTS, settings, evaluate=evaluate, **options)
+def test_interrupt_and_resume_are_the_straight_run(tokenizer, tmp_path, monkeypatch):
+    settings, options = config(evaluate_every=4), {"tokenizer": tokenizer, "checkpoint": tmp_path / "run.pt"}
+    straight = run_pretraining(DOCUMENTS, settings, tokenizer=tokenizer, evaluate=count_calls())
+    with monkeypatch.context() as patch:
+        interrupt_in_step(patch, "pretrain", 3)
+        half = run_pretraining(DOCUMENTS, settings, evaluate=count_calls(), **options)
     assert half.interrupted
     assert len(half.history) == 3
-    rest = run_pretraining(DOCUMENTS, settings, evaluate=evaluate, **options)
+    rest = run_pretraining(DOCUMENTS, settings, evaluate=count_calls(), **options)
     assert not rest.interrupted
     assert torch.equal(weights(rest.model), weights(straight.model))
-    assert rest.history == straight.history
+    assert rest.history == straight.history  # so no evaluation at the interrupt either
     again = run_pretraining(DOCUMENTS, settings, **options)  # a finished run is not trained further
     assert torch.equal(weights(again.model), weights(straight.model))
 
 
 def test_evaluation_is_by_schedule_and_at_the_end(tokenizer):
-    result = run_pretraining(DOCUMENTS, config(evaluate_every=4), tokenizer=tokenizer, evaluate=interrupt_at(99))
+    result = run_pretraining(DOCUMENTS, config(evaluate_every=4), tokenizer=tokenizer, evaluate=count_calls())
     assert result.history.column("calls")[0].tolist() == [4, 6]
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import signal
+import sys
 
 import pytest
 import torch
@@ -273,21 +274,24 @@ def test_keep_best_copies():
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4])
-def test_interrupt_and_resume_are_the_straight_run(tiny_gpt2, tmp_path, share):
-    feedback, calls = polite_feedback(10, 0), []
+def test_interrupt_and_resume_are_the_straight_run(tiny_gpt2, tmp_path, monkeypatch, share):
+    feedback = polite_feedback(10, 0)
+    step, calls = sys.modules["rlhf_lab.recipes.reward"].clipped_step, []
 
-    def evaluate(rm):
+    def interrupted_step(*arguments):
         calls.append(1)
         if len(calls) == 3:
             signal.raise_signal(signal.SIGINT)
-        return {}
+        return step(*arguments)
 
     sizes = {"epochs": 2, "rankings_per_step": 3} if share else {"epochs": 1, "rankings_per_step": 2}
-    settings = config(**sizes, evaluate_every=1, validation_share=share)
+    settings = config(**sizes, evaluate_every=2, validation_share=share)
     options = {"held_out": polite_feedback(3, 1)}
     straight = train_reward_model(tiny_gpt2, feedback, settings, **options)
-    options |= {"evaluate": evaluate, "checkpoint": tmp_path / "run.pt"}
-    half = train_reward_model(tiny_gpt2, feedback, settings, **options)
+    options["checkpoint"] = tmp_path / "run.pt"
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["rlhf_lab.recipes.reward"], "clipped_step", interrupted_step)
+        half = train_reward_model(tiny_gpt2, feedback, settings, **options)
     assert half.interrupted
     assert len(half.history) == 3 < len(straight.history)
     rest = train_reward_model(tiny_gpt2, feedback, settings, **options)
