@@ -86,9 +86,7 @@ def test_every_form_gives_the_same_comparison(form, tmp_path):
 
 def test_turns_of_a_dialogue_become_messages(tmp_path):
     start = "\n\nHuman: When does it open?\n\nAssistant: At ten.\n\nHuman: And close?\n\nAssistant:"
-    [c] = read_preferences(
-        saved(tmp_path, {"chosen": start + " At six.\n\nNo later.", "rejected": start + " No."})
-    )
+    [c] = read_preferences(saved(tmp_path, {"chosen": start + " At six.\n\nNo later.", "rejected": start + " No."}))
     roles = [(m.role, m.content) for m in c.prompt]
     assert roles == [("user", "When does it open?"), ("assistant", "At ten."), ("user", "And close?")]
     assert (c.chosen, c.rejected) == ("At six.\n\nNo later.", "No.")
@@ -166,9 +164,7 @@ def test_rater_and_simulated_are_read(tmp_path):
 )
 def test_harmless_wrapping(content, name, tmp_path):
     (tmp_path / name).write_bytes(content)
-    assert list(read_preferences(tmp_path / name)) == [
-        Comparison(as_conversation("Hi"), "Hello.", "Go away.")
-    ]
+    assert list(read_preferences(tmp_path / name)) == [Comparison(as_conversation("Hi"), "Hello.", "Go away.")]
 
 
 def test_line_separators_inside_texts_do_not_end_a_line(tmp_path):
@@ -452,9 +448,7 @@ FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "  =1", "\n=1", "＝
 
 @pytest.mark.parametrize("formula", FORMULAS)
 def test_no_cell_of_the_table_is_a_formula(formula, tmp_path):
-    write_csv(
-        tmp_path / "t.csv", [Comparison(as_conversation(formula), formula, "No, = is fine here", formula)]
-    )
+    write_csv(tmp_path / "t.csv", [Comparison(as_conversation(formula), formula, "No, = is fine here", formula)])
     text = (tmp_path / "t.csv").read_bytes().decode("utf-8-sig")
     head, row = csv.reader(text.splitlines(keepends=True))
     assert head == ["prompt", "chosen", "rejected", "rater", "simulated"]
@@ -493,9 +487,7 @@ LINE = event_line(COMMENT)
 
 
 def test_withdrawn_events_do_not_count(tmp_path):
-    path = saved(
-        tmp_path, LINE, event_line(Demonstration(as_conversation("Hi"), "Ho")), event_line(Withdrawal(1))
-    )
+    path = saved(tmp_path, LINE, event_line(Demonstration(as_conversation("Hi"), "Ho")), event_line(Withdrawal(1)))
     assert read_events(path) == [Demonstration(as_conversation("Hi"), "Ho")]
     assert list(read_event_lines(path).standing) == [2]
 
@@ -533,9 +525,7 @@ def test_a_torn_end_is_told_from_damage(length, tmp_path):
         len(LINE) + 1,
         length,
     )
-    with pytest.raises(
-        FeedbackError, match=r"line 2, line: the line is incomplete\. Open the log with RankingSession"
-    ):
+    with pytest.raises(FeedbackError, match=r"line 2, line: the line is incomplete\. Open the log with RankingSession"):
         read_events(path)
 
 
