@@ -52,10 +52,10 @@ class RewardConfig:
         seed: of the head, the order and the split.
     """
 
-    epochs: int = 3
-    rankings_per_step: int = 32
+    epochs: int = 4
+    rankings_per_step: int = 16
     micro_batch: int = 16
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     weight_decay: float = 0.1
     warmup: int = 10
     max_grad_norm: float = 1.0
