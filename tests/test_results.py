@@ -1,0 +1,62 @@
+"""Stored results are not stale: each row carries the key of the script, configs and model that made it."""
+
+import csv
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+spec = importlib.util.spec_from_file_location("study", ROOT / "benchmarks" / "study.py")
+study = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(study)
+
+
+@pytest.mark.parametrize("name", ["rlhf_seeds.csv", "feedback_tone.csv"])
+def test_stored_results_belong_to_this_script_config_and_model(name):
+    for row in study.read_rows(ROOT / "data" / "results" / name):
+        assert row["key"] == study.key(), f"{name}: compute seed {row['seed']} again with: python run.py bench study"
+
+
+def test_the_key_changes_with_the_config_and_the_script(monkeypatch, tmp_path):
+    before = study.key()
+    monkeypatch.setattr(study, "RLHF", study.RLHFConfig(iterations=101))
+    assert study.key() != before
+    monkeypatch.undo()
+    other = tmp_path / "study.py"
+    other.write_text("# another script")
+    monkeypatch.setattr(study, "__file__", str(other))
+    assert study.key() != before
+
+
+def test_a_row_replaces_the_one_of_its_seed_and_keeps_the_others(tmp_path):
+    path = tmp_path / "rows.csv"
+    for seed, value in ((2, 0.5), (0, 0.25), (2, 0.75)):
+        study.add_row(path, {"key": "k", "seed": seed, "value": value}, ("seed",))
+    with open(path) as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["seed"], row["value"]) for row in rows] == [("0", "0.25"), ("2", "0.75")]
+
+
+def test_the_truth_is_in_the_scale_of_the_rankings():
+    """Mean 0 and standard deviation 1 on the replies that were ranked."""
+    import torch
+
+    from rlhf_lab import town
+    from rlhf_lab.town.skills import write_reply
+
+    prompts = town.prompts("train", 40, seed=1)
+    random = __import__("random").Random(0)
+    rankings = []
+    for prompt in prompts:
+        replies = tuple(dict.fromkeys(write_reply(prompt, town.WEB, random) for _ in range(4)))
+        if len(replies) > 1:
+            verdicts = town.score_replies([prompt.conversation] * len(replies), replies)
+            rankings.append(town.CAREFUL.rank(prompt.conversation, replies, verdicts, torch.Generator().manual_seed(0)))
+    rollout = type("Rollout", (), {})()
+    rollout.conversations = [r.prompt for r in rankings for _ in r.replies]
+    rollout.texts = [reply for r in rankings for reply in r.replies]
+    rollout.ended = torch.ones(len(rollout.texts), dtype=torch.bool)
+    scores = study.standardised_truth(rankings)(rollout)
+    assert abs(float(scores.mean())) < 1e-5
+    assert abs(float(scores.std()) - 1) < 1e-5
