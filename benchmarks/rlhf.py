@@ -1,0 +1,635 @@
+"""How fast is `train_rlhf`?  `python run.py bench rlhf` answers in three parts, in one run on one machine.
+
+1. An iteration on the shipped model: seconds to sample, score and optimise, tokens per second, memory, and the ratio
+   to the bare passes: the same forward and backward passes of the same models on the same shapes, with the optimiser's
+   steps and nothing around them. No PPO with these passes can be faster than ratio 1.
+2. A step on a 2-layer GPT-2 against a loop as one writes it by hand, which gives the same losses on the same rollout.
+3. How the cost grows with prompts, reply length and model size: a table and a figure in data/results/.
+
+Machines are noisy, so what is compared is timed in turn, and the medians of the paired ratios are printed.
+Models are at float32 and learning rates near 0: steps cost what they always cost, and replies keep their length.
+"""
+
+import argparse
+import contextlib
+import copy
+import csv
+import math
+import os
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor
+from torch.nn import functional
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
+
+from rlhf_lab import town
+from rlhf_lab.checkpoints import generator_for
+from rlhf_lab.language_model import (
+    LanguageModel,
+    ModelError,
+    TokenBatch,
+    encode_prompts,
+    load_language_model,
+    make_batch,
+    wrap_model,
+)
+from rlhf_lab.recipes.pretrain import train_tokenizer
+from rlhf_lab.recipes.rlhf import RLHFConfig, RLHFResult, train_rlhf
+from rlhf_lab.reward_model import RewardModel
+from rlhf_lab.rollouts import Rollout
+
+RESULTS = Path(__file__).parents[1] / "data" / "results"
+WARM_UP = 2  # iterations that are run and not counted
+STILL = {"learning_rate": 1e-7, "value_learning_rate": 1e-7}
+PLAIN = RLHFConfig(
+    prompts_per_iteration=64, minibatch_rows=64, max_new_tokens=24, epochs=4, **STILL
+)  # the setting of part 2
+
+
+# -- models, prompts, machine ---------------------------------------------------------------------------------------
+def random_model(tokenizer, layers: int, width: int, context: int = 192) -> LanguageModel:
+    """A GPT-2 with random weights. It hardly ever ends a reply, so replies are as long as they may be."""
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=context, n_layer=layers, n_embd=width, n_head=max(2, width // 32),
+        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return wrap_model(GPT2LMHeadModel(config), tokenizer)
+
+
+def shipped_model() -> tuple[LanguageModel, str]:
+    """The model of data/, or where there is none yet a random one of its shape; and which it is."""
+    try:
+        return load_language_model("tiny"), "the shipped model"
+    except ModelError:
+        return random_model(train_tokenizer(town.documents(300, 0)), 4, 128), "random weights, 4 layers, d = 128"
+
+
+def reward_of(lm: LanguageModel) -> RewardModel:
+    return RewardModel.from_language_model(lm, torch.Generator().manual_seed(0))
+
+
+def town_prompts(count: int) -> list:
+    return [prompt.conversation for prompt in town.prompts("train", count, seed=0)]
+
+
+def size_of(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def machine() -> str:
+    load = f"load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
+    return (
+        f"torch {torch.__version__}, transformers {transformers.__version__}, "
+        f"{torch.get_num_threads()} thread(s) of {os.cpu_count()} cores, {load}"
+    )
+
+
+def reset_peak() -> None:
+    """Forget the peak so far, where the system can (Linux)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_megabytes() -> float:
+    """Peak of the resident memory of this process, models and libraries included; nan where it is unknown."""
+    with contextlib.suppress(OSError, IndexError):
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    try:
+        import resource
+    except ImportError:
+        return math.nan
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 1024
+
+
+# -- timing in turn -------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Clock:
+    """Seconds on the wall and of the processor; the second is steadier where other programs want the cores too."""
+
+    wall: float
+    cpu: float
+
+    @classmethod
+    def now(cls) -> "Clock":
+        return cls(time.perf_counter(), time.process_time())
+
+    def __sub__(self, other: "Clock") -> "Clock":
+        return Clock(self.wall - other.wall, self.cpu - other.cpu)
+
+
+@dataclass
+class Pairs:
+    """What was timed in turn: an iteration of the library, then the other thing."""
+
+    library: list[Clock]
+    other: list[Clock]
+
+    def ratios(self, clock: str) -> list[float]:
+        pairs = zip(self.library, self.other, strict=True)
+        return [getattr(a, clock) / getattr(b, clock) for a, b in pairs]
+
+
+def in_turn(lm, prompts, reward, config: RLHFConfig, other: Callable[[], object]) -> tuple[Pairs, RLHFResult]:
+    """Train, and after every iteration run and time `other`; the first iterations warm up and are not counted."""
+    pairs, started = Pairs([], []), []
+
+    def evaluate(model) -> dict:
+        now = Clock.now()
+        if started:  # a whole iteration lies behind, with all that train_rlhf does in it
+            pairs.library.append(now - started[-1])
+            before = Clock.now()
+            other()
+            pairs.other.append(Clock.now() - before)
+        started.append(Clock.now())
+        return {}
+
+    result = train_rlhf(lm, prompts, reward, replace(config, evaluate_every=1), evaluate=evaluate)
+    counted = slice(min(WARM_UP, config.iterations - 1), None)
+    return Pairs(pairs.library[counted], pairs.other[counted]), result
+
+
+def median_and_spread(numbers: list[float]) -> str:
+    if len(numbers) < 3:
+        return f"{statistics.median(numbers):.3f}"
+    low, middle, high = statistics.quantiles(numbers, n=4)
+    return f"{middle:.3f} [{low:.3f}, {high:.3f}]"
+
+
+# -- part 1: the bare passes ----------------------------------------------------------------------------------------
+@dataclass
+class Pass:
+    """One forward pass as it was seen: which backbone, what shapes, with gradient or not."""
+
+    backbone: torch.nn.Module
+    shape: tuple[int, int]
+    mask: Tensor | None
+    positions: Tensor | None
+    cached: bool
+    first: bool  # of a cache
+    gradient: bool
+    kept: int = 0  # positions that went through the head
+
+
+class Tape:
+    """Writes down the passes and optimiser steps of an iteration, and plays them again with nothing around them."""
+
+    def __init__(self, *models):
+        self.passes: list[Pass | None] = []  # None: an optimiser step
+        self.heads, self.twins, self.parts = {}, {}, defaultdict(list)
+
+        # Functions, not methods: train_rlhf copies the models with their hooks, and would copy a method's tape too.
+        def see_backbone(module, args, kwargs):
+            embedded, cache = kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
+            inputs = kwargs.get("input_ids", *args[:1]) if embedded is None else embedded
+            self.passes.append(
+                Pass(
+                    module,
+                    inputs.shape[:2],
+                    kwargs.get("attention_mask"),
+                    kwargs.get("position_ids"),
+                    cached=cache is not None,
+                    first=cache is not None and cache.get_seq_length() == 0,
+                    gradient=torch.is_grad_enabled(),
+                )
+            )
+
+        def see_head(module, args):
+            self.passes[-1].kept = args[0].shape[1]
+            self.heads[id(self.passes[-1].backbone)] = module
+
+        for model in models:
+            model.base_model.register_forward_pre_hook(see_backbone, with_kwargs=True)
+            (model.get_output_embeddings() or model.score).register_forward_pre_hook(see_head)
+        self.handle = register_optimizer_step_post_hook(lambda *_: self.passes.append(None))
+
+    def prepare(self) -> None:
+        """Copies of the models that took part, with an optimiser, so that playing does not touch the run."""
+        for seen in filter(None, self.passes):
+            if id(seen.backbone) not in self.twins:
+                # Copied together, because a language model's head may share its embedding's weights.
+                twin = copy.deepcopy((seen.backbone, self.heads[id(seen.backbone)]))
+                for module in twin:
+                    module._forward_pre_hooks.clear()
+                self.twins[id(seen.backbone)] = twin
+        trained = {id(seen.backbone) for seen in filter(None, self.passes) if seen.gradient}
+        modules = torch.nn.ModuleList(module for key in trained for module in self.twins[key])
+        self.optimiser = torch.optim.AdamW(modules.parameters(), lr=1e-7, weight_decay=0.0, fused=True)
+
+    def play(self) -> None:
+        """All passes and steps again, on random tokens of the same shapes; then the tape is empty."""
+        passes, self.passes = self.passes, []
+        ids = torch.randint(10, 200, (max(math.prod(p.shape) for p in passes if p),))
+        start, part = Clock.now(), "sample"
+        seconds = dict.fromkeys(("sample", "score", "optimise"), 0.0)
+        cache = None
+        for seen in passes:
+            kind = "optimise" if seen is None or seen.gradient else "sample" if seen.cached else "score"
+            if kind != part:
+                now = Clock.now()
+                seconds[part] += (now - start).wall
+                start, part = now, kind
+            if seen is None:
+                self.optimiser.step()
+                self.optimiser.zero_grad(set_to_none=True)
+                continue
+            cache = DynamicCache() if seen.first else cache
+            self._pass(seen, ids[: math.prod(seen.shape)].view(seen.shape), cache)
+        seconds[part] += (Clock.now() - start).wall
+        for name, value in seconds.items():
+            self.parts[name].append(value)
+        self.passes = []  # the optimiser's own hook has written on it
+
+    def _pass(self, seen: Pass, ids: Tensor, cache) -> None:
+        backbone, head = self.twins[id(seen.backbone)]
+        if seen.cached and not seen.first and cache.layers[0].keys.shape[0] != len(ids):
+            cache.batch_select_indices(torch.arange(len(ids)))  # rows that ended have left
+        with torch.set_grad_enabled(seen.gradient):
+            states = backbone(
+                ids, attention_mask=seen.mask, position_ids=seen.positions,
+                past_key_values=cache if seen.cached else None, use_cache=seen.cached,
+            ).last_hidden_state  # fmt: skip
+            output = head(states[:, -seen.kept :])
+        if seen.gradient:
+            output.backward(torch.ones_like(output))
+
+    def close(self) -> None:
+        self.handle.remove()
+
+
+def against_bare_passes(lm: LanguageModel, prompts: list, config: RLHFConfig) -> tuple[Pairs, RLHFResult, dict]:
+    """An iteration of the library and its bare passes in turn; also the seconds of the bare parts."""
+    lm, reward = lm.copy(), reward_of(lm)
+    tape = Tape(lm.model, reward.model)
+
+    def play():
+        if not tape.twins:
+            tape.prepare()
+        tape.play()
+
+    try:
+        pairs, result = in_turn(lm, prompts, reward, config, play)
+    finally:
+        tape.close()
+    return pairs, result, tape.parts
+
+
+# -- part 2: a loop as one writes it by hand ------------------------------------------------------------------------
+class PlainLoop:
+    """PPO for a language model, written down plainly: whole batches, cached decoding, everything in one file.
+
+    Four models, as in the library's default: policy, reference, reward and value. After sampling, one pass each gives
+    log-probs, reference log-probs, values and scores; then the epochs. Formulas are written out here a second time, so
+    equal losses say that both are right.
+    """
+
+    def __init__(self, lm: LanguageModel, reward: RewardModel, config: RLHFConfig):
+        self.policy, self.reference = copy.deepcopy(lm.model).requires_grad_(True), lm.model
+        self.value, self.reward = copy.deepcopy(reward.model).requires_grad_(True), reward.model
+        self.end_id, self.pad_id, self.config = lm.end_id, lm.pad_id, config
+        groups = [
+            {"params": list(self.policy.parameters()), "lr": config.learning_rate},
+            {"params": list(self.value.parameters()), "lr": config.value_learning_rate},
+        ]
+        epsilon = config.optimiser.adam_epsilon
+        self.optimiser = torch.optim.AdamW(groups, eps=epsilon, weight_decay=0.0, fused=True)
+
+    def step(self, prompt_ids: Tensor, prompt_mask: Tensor, generator: torch.Generator) -> list:
+        """One iteration from prompts [B, P], padded on the left; the losses of every optimiser step."""
+        return self.learn(prompt_ids, prompt_mask, *self.sample(prompt_ids, prompt_mask, generator), generator)
+
+    @torch.no_grad()
+    def sample(self, prompt_ids: Tensor, mask: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Reply tokens [B, T] and their mask; a reply goes up to its end token or to the limit."""
+        cache, inputs, positions = DynamicCache(), prompt_ids, (mask.long().cumsum(1) - 1).clamp(min=0)
+        going, tokens, kept = torch.ones(len(prompt_ids), dtype=torch.bool), [], []
+        for _ in range(self.config.max_new_tokens):
+            logits = self.policy(
+                inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
+            ).logits[:, -1]
+            law = functional.softmax(logits / self.config.temperature, dim=-1)
+            token = torch.multinomial(law, 1, generator=generator).squeeze(1).where(going, self.pad_id)
+            tokens.append(token)
+            kept.append(going)
+            going = going & (token != self.end_id)
+            if not going.any():
+                break
+            inputs, positions = token[:, None], positions[:, -1:] + 1
+            mask = torch.cat([mask, going[:, None]], dim=1)
+        return torch.stack(tokens, 1), torch.stack(kept, 1)
+
+    def log_probs(self, model, ids: Tensor, mask: Tensor, prompt_width: int) -> Tensor:
+        """Log-probs [B, T] of the reply tokens."""
+        positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+        logits = model(ids, attention_mask=mask, position_ids=positions).logits[:, prompt_width - 1 : -1]
+        law = functional.log_softmax(logits / self.config.temperature, dim=-1)
+        return law.gather(2, ids[:, prompt_width:, None]).squeeze(2)
+
+    def head_outputs(self, model, ids: Tensor, mask: Tensor, prompt_width: int) -> Tensor:
+        """Output [B, T + 1] of a scoring model from the last prompt token on."""
+        positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+        states = model.base_model(ids, attention_mask=mask, position_ids=positions).last_hidden_state
+        return model.score(states[:, prompt_width - 1 :]).squeeze(2)
+
+    def learn(self, prompt_ids, prompt_mask, tokens, kept, generator) -> list[tuple[float, float]]:
+        """The epochs on one rollout; (policy loss, value loss) of every optimiser step."""
+        config, width = self.config, prompt_ids.shape[1]
+        ids, mask = torch.cat([prompt_ids, tokens], 1), torch.cat([prompt_mask, kept], 1)
+        with torch.no_grad():
+            old_log_probs = self.log_probs(self.policy, ids, mask, width)
+            ref_log_probs = self.log_probs(self.reference, ids, mask, width)
+            old_values = self.head_outputs(self.value, ids, mask, width)[:, :-1] * kept
+            lengths = kept.sum(1)
+            scores = self.head_outputs(self.reward, ids, mask, width).gather(1, lengths[:, None]).squeeze(1)
+        rewards = -config.kl_coef * (old_log_probs - ref_log_probs) * kept
+        rows, last = torch.arange(len(ids)), lengths - 1
+        ended = tokens[rows, last] == self.end_id
+        rewards[rows, last] += scores - config.missing_end_penalty * ~ended
+        advantages, running, next_values = torch.zeros_like(rewards), 0.0, 0.0
+        for t in reversed(range(tokens.shape[1])):
+            running = (rewards[:, t] + next_values - old_values[:, t]) + config.gae_lambda * running
+            running = running * kept[:, t]
+            advantages[:, t], next_values = running, old_values[:, t]
+        returns, real = advantages + old_values, advantages[kept]
+        advantages = (advantages - real.mean()) / torch.sqrt(real.var() + 1e-8)
+        losses = []
+        for _ in range(config.epochs):
+            for rows in torch.randperm(len(ids), generator=generator).split(config.minibatch_rows):
+                data = (x[rows] for x in (ids, mask, kept, old_log_probs, old_values, advantages, returns))
+                losses.append(self.update(*data, width))
+        return losses
+
+    def update(self, ids, mask, kept, old_log_probs, old_values, advantages, returns, width):
+        """One optimiser step."""
+        config = self.config
+        ratio = torch.exp(self.log_probs(self.policy, ids, mask, width) - old_log_probs)
+        clipped = ratio.clamp(1 - config.clip_epsilon, 1 + config.clip_epsilon)
+        policy_loss = -torch.minimum(ratio * advantages, clipped * advantages)[kept].mean()
+        values = self.head_outputs(self.value, ids, mask, width)[:, :-1]
+        near = old_values + (values - old_values).clamp(-config.value_clip_epsilon, config.value_clip_epsilon)
+        errors = torch.maximum((values - returns) ** 2, (near - returns) ** 2)
+        value_loss = 0.5 * errors[kept].mean()
+        self.optimiser.zero_grad()
+        (policy_loss + config.value_coef * value_loss).backward()
+        for model in (self.policy, self.value):
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimiser.max_grad_norm)
+        self.optimiser.step()
+        return policy_loss.item(), value_loss.item()
+
+
+def losses_on_one_rollout(lm, prompts, config: RLHFConfig) -> tuple[list[float], list[float], float]:
+    """Mean policy and value loss of the first iteration, by the library and by the plain loop, and the largest
+    difference between the weights that the two then have."""
+    reward, seen = reward_of(lm), []
+
+    def scores(rollout: Rollout) -> Tensor:
+        seen.append(rollout)
+        return reward.score_batch(rollout.batch)
+
+    config = replace(config, iterations=1)
+    result = train_rlhf(lm, prompts, scores, config, value_init=reward)
+    batch: TokenBatch = seen[0].batch
+    plain = PlainLoop(lm, reward, config)
+    generator = generator_for(config.seed, "rlhf", 0)  # the library's, past the numbers that its sampling took
+    torch.rand(len(batch), config.max_new_tokens, generator=generator, dtype=torch.float64)
+    losses = plain.learn(batch.prompt_ids, batch.prompt_mask, batch.response_ids, batch.mask, generator)
+    library = [result.history.last(name) for name in ("policy_loss", "value_loss")]
+    weights = zip(
+        [*result.model.model.parameters(), *result.value.model.parameters()],
+        [*plain.policy.parameters(), *plain.value.parameters()],
+        strict=True,
+    )
+    apart = max(float((a - b).abs().max().detach()) for a, b in weights)
+    return library, [statistics.fmean(column) for column in zip(*losses, strict=True)], apart
+
+
+def against_plain_loop(lm: LanguageModel, prompts: list, config: RLHFConfig) -> tuple[Pairs, RLHFResult]:
+    """A step of the library and one of the plain loop in turn, on the same prompts."""
+    reward = reward_of(lm)
+    plain, generator = PlainLoop(lm, reward, config), torch.Generator().manual_seed(0)
+    rows = encode_prompts(lm, prompts)  # the plain loop gets its prompts as tokens, for free
+    batch = make_batch(rows, [[lm.end_id]] * len(rows), lm.pad_id)
+    return in_turn(lm, prompts, reward, config, lambda: plain.step(batch.prompt_ids, batch.prompt_mask, generator))
+
+
+# -- part 3: how the cost grows -------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Setting:
+    """One point of the table; `varied` says on which of its three lines it lies."""
+
+    varied: str
+    prompts: int = 32
+    reply_tokens: int = 32
+    layers: int = 4
+    width: int = 128
+
+
+SETTINGS = (
+    *(Setting("prompts", prompts=n) for n in (8, 16, 32, 64, 128)),
+    *(Setting("reply_tokens", reply_tokens=n) for n in (8, 16, 32, 64, 128)),
+    *(Setting("parameters", layers=n, width=d) for n, d in ((2, 64), (4, 128), (6, 256), (8, 512))),
+)
+SMALL_SETTINGS = (
+    Setting("prompts", 4, 4, 2, 64),
+    Setting("prompts", 8, 4, 2, 64),
+    Setting("reply_tokens", 4, 8, 2, 64),
+)
+PARTS = ("sample", "score", "optimise")
+
+
+def cost_table(settings: tuple[Setting, ...], rounds: int) -> list[dict]:
+    """Seconds of an iteration at each setting: the median over rounds, the settings in turn."""
+    tokenizer = train_tokenizer(town.documents(300, 0))
+    timings, row_of = defaultdict(list), {}
+    for _ in range(rounds):
+        for setting in settings:
+            lm = random_model(tokenizer, setting.layers, setting.width)
+            count = setting.prompts
+            config = RLHFConfig(
+                iterations=2, prompts_per_iteration=count, minibatch_rows=max(1, count // 2),
+                max_new_tokens=setting.reply_tokens, **STILL,
+            )  # fmt: skip
+            reset_peak()
+            result = train_rlhf(lm, town_prompts(count), reward_of(lm), config)
+            timings[setting].append([result.timings[part][-1] for part in PARTS])
+            peak = peak_megabytes()
+            row_of[setting] = {
+                **vars(setting), "parameters": size_of(lm.model), "threads": torch.get_num_threads(),
+                "reply_length": result.history.last("length"), "peak_megabytes": peak,
+            }  # fmt: skip
+    for setting, row in row_of.items():
+        middle = min(timings[setting], key=lambda t: abs(sum(t) - statistics.median(map(sum, timings[setting]))))
+        row |= dict(zip((f"{part}_seconds" for part in PARTS), middle, strict=True)) | {"seconds": sum(middle)}
+        row["tokens_per_second"] = row["prompts"] * row["reply_length"] / row["sample_seconds"]
+    return list(row_of.values())
+
+
+def growth(rows: list[dict], name: str, column: str = "seconds") -> float:
+    """Slope of log cost over log size: 1 is proportional, 2 quadratic."""
+    points = [(math.log(row[name]), math.log(row[column])) for row in rows if row["varied"] == name]
+    return statistics.linear_regression(*zip(*points, strict=True)).slope if len(points) > 1 else math.nan
+
+
+def print_table(rows: list[dict]) -> None:
+    print(
+        "    prompts  reply tokens  layers  width  parameters |  sample   score  optimise   total s |"
+        "  tokens/s  peak MB"
+    )
+    varied = None
+    for row in rows:
+        if row["varied"] != varied:
+            varied = row["varied"]
+            print(f"  {varied.replace('_', ' ')} (cost grows as size to the power {growth(rows, varied):.2f})")
+        print(
+            f"    {row['prompts']:7}  {row['reply_tokens']:12}  {row['layers']:6}  {row['width']:5}"
+            f"  {row['parameters']:10,} | {row['sample_seconds']:7.3f} {row['score_seconds']:7.3f}"
+            f"  {row['optimise_seconds']:8.3f}  {row['seconds']:8.3f} | {row['tokens_per_second']:9,.0f}"
+            f"  {row['peak_megabytes']:7,.0f}"
+        )
+
+
+def save_cost(rows: list[dict], folder: Path) -> None:
+    """rlhf_cost.csv and rlhf_cost.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "rlhf_cost.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    draw_cost(rows, folder / "rlhf_cost.png")
+
+
+def draw_cost(rows: list[dict], path: Path) -> None:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import ScalarFormatter
+
+    from rlhf_lab import plots
+
+    lines = (
+        ("seconds", "total", "true"),
+        ("optimise_seconds", "optimise", "policy"),
+        ("score_seconds", "score", "reward"),
+        ("sample_seconds", "sample", "value"),
+    )
+    labels = {"prompts": "prompts", "reply_tokens": "reply length, tokens", "parameters": "parameters of a model"}
+    with plots.style():
+        figure = Figure(figsize=(9, 3.2), layout="constrained")
+        axes = figure.subplots(1, 3, sharey=True)
+        for ax, (name, label) in zip(axes, labels.items(), strict=True):
+            points = [row for row in rows if row["varied"] == name]
+            sizes = [row[name] for row in points]
+            for column, part, colour in lines:
+                style = {"color": plots.COLOURS[colour], "linestyle": plots.LINES[colour], "marker": "o", "ms": 3}
+                ax.plot(sizes, [row[column] for row in points], label=part, **style)
+            ax.set(xscale="log", yscale="log", xlabel=label)
+            if name != "parameters":
+                ax.set_xticks(sizes, [str(size) for size in sizes], minor=False)
+                ax.minorticks_off()
+            ax.yaxis.set_major_formatter(ScalarFormatter())
+        axes[0].set_ylabel("seconds of an iteration")
+        axes[0].legend(frameon=False)
+        figure.savefig(path, dpi=110)
+
+
+# -- what is printed ------------------------------------------------------------------------------------------------
+def report_bare(pairs_wanted: int, quick: bool) -> None:
+    lm, name = shipped_model()
+    config = RLHFConfig(iterations=pairs_wanted + WARM_UP, **STILL)
+    if quick:
+        config = replace(config, prompts_per_iteration=12, minibatch_rows=12, max_new_tokens=16)
+    prompts = town_prompts(4 * config.prompts_per_iteration)
+    reset_peak()
+    train_rlhf(lm, prompts, reward_of(lm), replace(config, iterations=2))
+    peak = peak_megabytes()
+    pairs, result, bare = against_bare_passes(lm, prompts, config)
+    count, tokens = len(pairs.library), config.prompts_per_iteration * result.history.column("length")[1][-1]
+    print(f"1. One PPO iteration on {name} ({size_of(lm.model):,} parameters), {machine()}")
+    print(
+        f"   {config.prompts_per_iteration} prompts, replies of {result.history.last('length'):.1f} tokens "
+        f"(limit {config.max_new_tokens}), {config.epochs} epochs, minibatches of {config.minibatch_rows}; "
+        f"median of {count} iterations"
+    )
+    print("               library s   bare passes s   ratio of medians")
+    for part in PARTS:
+        ours, theirs = (statistics.median(times[part][-count:]) for times in (result.timings, bare))
+        print(f"   {part:10} {ours:10.3f} {theirs:15.3f} {ours / theirs:13.2f}")
+    ours, theirs = (statistics.median(c.wall for c in side) for side in (pairs.library, pairs.other))
+    print(f"   {'all':10} {ours:10.3f} {theirs:15.3f}")
+    speed = tokens / statistics.median(result.timings["sample"][-count:])
+    print(f"   {speed:,.0f} generated tokens per second; peak memory {peak:,.0f} MB, libraries included")
+    print_ratios("library / bare passes", pairs, "target: at most 1.25")
+
+
+def print_ratios(name: str, pairs: Pairs, target: str) -> None:
+    wall, cpu = (median_and_spread(pairs.ratios(clock)) for clock in ("wall", "cpu"))
+    print(f"   {name}, {len(pairs.library)} pairs, median [quartiles]: {wall} ({target})")
+    print(f"   the same in processor time: {cpu}\n", flush=True)
+
+
+def report_plain(pairs_wanted: int, quick: bool) -> None:
+    tokenizer = train_tokenizer(town.documents(300, 0))
+    lm = random_model(tokenizer, 2, 64)
+    config = replace(PLAIN, iterations=pairs_wanted + WARM_UP)
+    if quick:
+        config = replace(config, prompts_per_iteration=8, minibatch_rows=8, epochs=2)
+    prompts = town_prompts(config.prompts_per_iteration)
+    library, plain, apart = losses_on_one_rollout(lm, prompts, replace(config, learning_rate=3e-4))
+    print(f"2. A step against a plain hand-written loop, {machine()}")
+    print(
+        f"   GPT-2 of 2 layers, d = 64, vocabulary {len(tokenizer)}; policy, reference, value and reward model apart; "
+        f"{config.prompts_per_iteration} prompts, {config.max_new_tokens} new tokens, {config.epochs} epochs"
+    )
+    print(
+        f"   on one rollout: policy loss {library[0]:.6f} and {plain[0]:.6f}, value loss {library[1]:.6f} and "
+        f"{plain[1]:.6f}; weights afterwards at most {apart:.1g} apart"
+    )
+    pairs, _ = against_plain_loop(lm, prompts, config)
+    ours, theirs = (statistics.median(c.wall for c in side) for side in (pairs.library, pairs.other))
+    print(f"   library {ours:.3f} s a step, plain loop {theirs:.3f} s")
+    print_ratios("library / plain loop", pairs, "target: below 1")
+
+
+def report_cost(rounds: int, quick: bool, folder: Path | None) -> None:
+    rows = cost_table(SMALL_SETTINGS if quick else SETTINGS, rounds)
+    print(f"3. How the cost grows: seconds of an iteration, median of {rounds}, {machine()}")
+    print("   random weights, so replies are as long as they may be; 2 epochs of 2 minibatches")
+    print_table(rows)
+    if folder is not None:
+        save_cost(rows, folder)
+        print(f"   saved as rlhf_cost.csv and rlhf_cost.png in {folder}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="run.py bench rlhf", description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="small sizes, a few pairs: shows that it works")
+    parser.add_argument("--pairs", type=int, default=None, help="pairs in parts 1 and 2 (20; quick: 3)")
+    parser.add_argument("--rounds", type=int, default=None, help="iterations timed in part 3 (3; quick: 1)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (1)")
+    parser.add_argument("--parts", type=int, nargs="+", default=[1, 2, 3], choices=[1, 2, 3])
+    parser.add_argument("--out", type=Path, default=None, help="where part 3 is saved (data/results; quick: nowhere)")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    pairs = options.pairs or (3 if options.quick else 20)
+    rounds = options.rounds or (1 if options.quick else 3)
+    if 1 in options.parts:
+        report_bare(pairs, options.quick)
+    if 2 in options.parts:
+        report_plain(pairs, options.quick)
+    if 3 in options.parts:
+        report_cost(rounds, options.quick, options.out or (None if options.quick else RESULTS))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
