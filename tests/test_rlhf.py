@@ -25,6 +25,7 @@ SMALL = RLHFConfig(
     learning_rate=1e-2,
     value_learning_rate=1e-2,
     value="policy_head",
+    kl_coef=0.05,
 )
 LEARN = dataclasses.replace(
     SMALL, iterations=20, prompts_per_iteration=48, minibatch_rows=24, micro_batch=32, kl_coef=0.0
@@ -255,16 +256,30 @@ def test_value_init_is_used_with_a_plain_function():
 
 
 def test_clipping_stops_the_gradient_outside_the_band():
-    run, rollout, experience, _ = fresh(with_(value_coef=0.0))
-    moved = (
-        experience.old_log_probs - torch.sign(experience.advantages) * 0.5
-    )  # every ratio is beyond the band
-    moved = dataclasses.replace(experience, old_log_probs=moved)
-    numbers = rlhf.minibatch_gradient(
-        run, moved, torch.arange(len(rollout)), with_(value_coef=0.0), first=False
-    )
-    assert numbers["clip_fraction"] == 1.0
+    config = with_(value_coef=0.0)
+    run, rollout, experience, _ = fresh(config)
+    shift = -0.5 * torch.sign(experience.advantages)  # every ratio is beyond the band, on the side of the gain
+    moved = dataclasses.replace(experience, old_log_probs=experience.old_log_probs + shift)
+    numbers = rlhf.minibatch_gradient(run, moved, torch.arange(len(rollout)), config, first=False)
     assert all(p.grad is None or p.grad.abs().max() == 0 for p in run.policy.model.parameters())
+    assert numbers["clip_fraction"] == 1.0
+    log_ratio = -shift[rollout.batch.mask]
+    expected = (log_ratio.exp() - 1 - log_ratio).mean()
+    assert numbers["approx_kl"] == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("value", HEADS)
+def test_values_move_at_most_the_width_of_their_clip(value):
+    config = with_(value=value, value_clip_epsilon=0.3)
+    run, rollout, experience, _ = fresh(config)
+    rows = torch.arange(len(rollout))
+    returns = experience.old_values + 10.0
+    for moved, stopped in ((0.2, False), (0.4, True)):  # how far the values have moved towards the returns
+        old = dataclasses.replace(experience, old_values=experience.old_values - moved, returns=returns)
+        numbers = rlhf.minibatch_gradient(run, old, rows, config, first=False)
+        head = list(run.state.model["value"].parameters())[-1]
+        assert (head.grad.abs().max() == 0) == stopped
+        assert numbers["value_loss"] == pytest.approx(0.5 * (10.0 + (moved - 0.3) * stopped) ** 2, rel=1e-4)
 
 
 def test_kl_stop_ends_the_epochs(monkeypatch):

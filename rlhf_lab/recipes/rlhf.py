@@ -91,7 +91,8 @@ class RLHFConfig:
         temperature: > 0; divides the logits in sampling and in all scoring.
         epochs: passes over each rollout, >= 1 (Ouyang 2022 takes 1 inner epoch, Stiennon 2020 4).
         minibatch_rows: most replies per optimiser step; a rollout is cut evenly.
-        micro_batch: most rows in one forward and backward pass; changes memory, not the result.
+        micro_batch: most rows in one pass; changes memory and speed, not the result. On a CPU few rows of one
+            length are faster than many that need padding; on a GPU take as many as fit.
         learning_rate: of the policy, at its peak.
         value_learning_rate: of the value model, or of the value head.
         optimiser: AdamW's other settings and the schedule.
@@ -117,7 +118,7 @@ class RLHFConfig:
     temperature: float = 0.8
     epochs: int = 2
     minibatch_rows: int = 48
-    micro_batch: int = 32
+    micro_batch: int = 16
     learning_rate: float = 3e-4
     value_learning_rate: float = 1e-3
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
@@ -126,7 +127,7 @@ class RLHFConfig:
     value_clip_epsilon: float = 0.5
     value_coef: float = 0.5
     entropy_coef: float = 0.0
-    kl_coef: float = 0.05
+    kl_coef: float = 0.1
     kl_target: float | None = None
     kl_stop: float | None = None
     lm_coef: float = 0.0
