@@ -27,8 +27,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .kl import kl_k1
-from .tensors import check_shapes, length_mask
+from rlhf_lab.kl import kl_k1
+from rlhf_lab.tensors import check_shapes, length_mask
 
 Scores = Tensor | Callable[[int, tuple[int, ...]], float]
 LARGEST = 200_000  # sequences; beyond this the sums take seconds and gigabytes

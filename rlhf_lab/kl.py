@@ -8,7 +8,7 @@ the arguments the wrong way round, they estimate something else without any warn
 import torch
 from torch import Tensor
 
-from .tensors import check_shapes
+from rlhf_lab.tensors import check_shapes
 
 
 def categorical_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:

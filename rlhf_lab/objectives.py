@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from .tensors import check_data, check_mask, check_shapes, masked_mean, masked_var
+from rlhf_lab.tensors import check_data, check_mask, check_shapes, masked_mean, masked_var
 
 
 def _check_epsilon(clip_epsilon: float) -> None:

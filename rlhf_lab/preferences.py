@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from .tensors import check_data, check_shapes
+from rlhf_lab.tensors import check_data, check_shapes
 
 
 def bradley_terry_loss(chosen_scores: Tensor, rejected_scores: Tensor, margin: float | Tensor = 0.0) -> Tensor:

@@ -12,7 +12,7 @@ What these functions return is data: detached from every graph, and 0 where mask
 import torch
 from torch import Tensor
 
-from .tensors import check_mask, check_shapes
+from rlhf_lab.tensors import check_mask, check_shapes
 
 
 def _check_rows(rewards: Tensor, discounts: Tensor, mask: Tensor) -> None:
