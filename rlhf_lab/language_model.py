@@ -476,7 +476,7 @@ def packed_inputs(model: PreTrainedModel, batch: TokenBatch) -> tuple[dict[str, 
     before, lengths = batch.prompt_lengths, batch.prompt_lengths + batch.response_lengths
     width = int(lengths.max())
     if width > max_length(model):
-        _check_context(model, batch)
+        raise ValueError(_too_long(model, batch))
     ids = torch.cat([batch.prompt_ids, batch.response_ids], dim=1)
     gaps = batch.prompt_ids.shape[1] - before
     columns = gaps[:, None] + torch.arange(width, device=ids.device)
@@ -486,14 +486,12 @@ def packed_inputs(model: PreTrainedModel, batch: TokenBatch) -> tuple[dict[str, 
     return {"inputs_embeds": model.get_input_embeddings()(ids), "use_cache": False}, states.clamp(max=width - 1)
 
 
-def _check_context(model: PreTrainedModel, batch: TokenBatch) -> None:
-    lengths = batch.prompt_lengths + batch.response_lengths
-    row = int(lengths.argmax())
-    if lengths[row] > max_length(model):
-        raise ValueError(
-            f"row {row} has {int(batch.prompt_lengths[row])} prompt and {int(batch.response_lengths[row])} "
-            f"response tokens; expected at most {max_length(model)} together; shorten it or leave it out"
-        )
+def _too_long(model: PreTrainedModel, batch: TokenBatch) -> str:
+    row = int((batch.prompt_lengths + batch.response_lengths).argmax())
+    return (
+        f"row {row} has {int(batch.prompt_lengths[row])} prompt and {int(batch.response_lengths[row])} response "
+        f"tokens; expected at most {max_length(model)} together; shorten it or leave it out"
+    )
 
 
 def _pick(states: Tensor, columns: Tensor) -> Tensor:

@@ -395,6 +395,11 @@ def pickle_weights(folder):
     torch.save({}, folder / "pytorch_model.bin")
 
 
+def pickle_beside_a_decoy(folder):
+    (folder / "model.safetensors").rename(folder / "other.safetensors")
+    torch.save(load_language_model("tiny").model.state_dict(), folder / "pytorch_model.bin")
+
+
 def truncate(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
@@ -433,6 +438,7 @@ DAMAGE = {
     "truncated weights": (truncate, "cannot load the weights in .*copy or make them again"),
     "empty weights": (lambda f: (f / "model.safetensors").write_bytes(b""), "cannot load the weights"),
     "pickled weights": (pickle_weights, r"no \*\.safetensors \(pickled weights are refused"),
+    "pickled weights beside a decoy": (pickle_beside_a_decoy, "cannot load the weights"),
     "a weight missing": (drop_weights, r"lacks 1 weights \(transformer\.h\.1\.mlp\.c_fc\.weight"),
     "no config": (lambda f: (f / "config.json").unlink(), r"has no config\.json"),
     "broken config": (lambda f: (f / "config.json").write_text("{"), r"cannot use the config\.json"),

@@ -193,6 +193,7 @@ def test_round_trip_is_exact(rm, tmp_path):
     rm.score_mean, rm.score_std = 0.1, 1.7
     rm.save(tmp_path / "reward")
     back = load_reward_model(tmp_path / "reward")
+    assert not back.model.training
     assert all(torch.equal(back.model.state_dict()[name], w) for name, w in rm.model.state_dict().items())
     assert (back.score_mean, back.score_std) == (0.1, 1.7)
     assert torch.equal(back.score(PROMPTS, REPLIES), rm.score(PROMPTS, REPLIES))
