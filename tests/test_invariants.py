@@ -165,21 +165,23 @@ def test_tolerances_grow_with_the_rounding_error():
 
 @pytest.mark.parametrize("check", ["first_minibatch", "rescored", "initial_kl"])
 def test_mean_worst_and_nan_are_held_under_the_mask_only(check):
-    def run(difference):
-        first = torch.zeros(2, 3)
-        if check == "first_minibatch":
-            invariants.check_first_minibatch(first + difference, first, MASK, 0.2, 1e-3)
-        elif check == "rescored":
-            invariants.check_rescored(first + difference, first, MASK, 1e-3)
-        else:
-            invariants.check_initial_kl(first + difference, first, MASK, 1e-3)
+    mask = torch.ones(2, 40, dtype=torch.bool)
+    mask[0, 30:] = False
 
-    run(torch.tensor([[0.0, 9e-4, 7.0], [-9e-4, 0.0, 0.0]]))  # the 7 is padding
-    for fault in (
-        torch.tensor([[2e-3, -2e-3, 0.0], [2e-3, -2e-3, 2e-3]]),  # small everywhere
-        torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, -0.02]]),  # one token
-        torch.tensor([[0.0, float("nan"), 0.0], [0.0, 0.0, 0.0]]),
-    ):
+    def run(*places):
+        first = torch.zeros(2, 40)
+        second = first.clone()
+        for row, columns, difference in places:
+            second[row, columns] = difference
+        if check == "first_minibatch":
+            invariants.check_first_minibatch(second, first, mask, 0.2, 1e-3)
+        elif check == "rescored":
+            invariants.check_rescored(second, first, mask, 1e-3)
+        else:
+            invariants.check_initial_kl(second, first, mask, 1e-3)
+
+    run((0, 35, 7.0), (0, slice(30), 9e-4), (1, slice(40), -9e-4))  # the 7 is padding
+    for fault in ((1, slice(40), -2.5e-3), (1, 3, -0.02), (0, 0, float("nan"))):
         with pytest.raises(InvariantViolation, match=check):
             run(fault)
 
