@@ -396,8 +396,9 @@ def pickle_weights(folder):
 
 
 def pickle_beside_a_decoy(folder):
+    weights = load_language_model(folder).model.state_dict()  # they fit, so that only the format can be refused
     (folder / "model.safetensors").rename(folder / "other.safetensors")
-    torch.save(load_language_model("tiny").model.state_dict(), folder / "pytorch_model.bin")
+    torch.save(weights, folder / "pytorch_model.bin")
 
 
 def truncate(folder):
