@@ -191,6 +191,12 @@ def rank_replies(
     return rankings
 
 
+def true_reward(lm: LanguageModel, count: int = 240, seed: int = 0) -> evaluation.Interval:
+    """Mean true reward of sampled replies to `count` different held-out prompts of the town, with a 95 % interval."""
+    generator, prompts = generator_for(seed, "evaluation"), distinct_prompts("held_out", count, seed)
+    return evaluation.evaluate_model(lm, prompts, generator=generator, **sampling_law(RLHFConfig()))[0].true_reward
+
+
 def collect_feedback(sft: LanguageModel, task: Task, config: DemoConfig, out: Path) -> tuple[Sequence, Sequence]:
     """(training, test) preferences: the file's, or rankings of sampled replies by the simulated rater."""
     if config.feedback:

@@ -15,7 +15,7 @@ import torch
 from conftest import save_llama
 from safetensors.torch import load_file
 
-from rlhf_lab import checkpoints, demo, report, town
+from rlhf_lab import __main__ as commands, checkpoints, demo, report, town
 from rlhf_lab.__main__ import main
 from rlhf_lab.feedback.jsonl import read_events
 from rlhf_lab.language_model import load_language_model
@@ -209,6 +209,22 @@ def test_any_causal_language_model_with_any_tokenizer(tmp_path):
     assert run("--model", tmp_path / "llama", "--feedback", file, "--out", tmp_path / "out") == 0
     trained = load_language_model(tmp_path / "out" / "rlhf")
     assert trained.model.config.model_type == "llama"
+
+
+@pytest.mark.slow
+def test_a_larger_size_is_made_by_the_command_that_the_error_names(tmp_path, monkeypatch, capsys):
+    """The path that a GPU takes (25 M parameters, bf16 passes, float32 log-probs), a few steps of it on the CPU."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(commands, "DOCUMENTS", 300)
+    monkeypatch.setattr(demo, "TEXTS", 8)
+    monkeypatch.setattr(demo, "TRACKED_PROMPTS", 4)
+    assert main(["pretrain", "--size", "small", "--steps", "1"]) == 0
+    lm = load_language_model("small")
+    assert 20e6 < lm.model.num_parameters() < 30e6
+    few = ["--iterations", "1", "--prompts", "4", "--sft-steps", "1", "--evaluation-prompts", "8", "--out", "out"]
+    assert run("--size", "small", "--precision", "bfloat16", *few) == 0
+    assert metrics("out")["config"]["model"] == "small"
+    assert metrics("out")["models"]["rlhf"]["true_reward"] is not None
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ def test_the_python_of_the_readme_runs_small():
     exec("from rlhf_lab.recipes import RLHFConfig, SFTConfig\n" + code, names)
     assert names["result"].history.last("length") > 0
     assert names["result"].model is not names["sft"]
+    assert -3 < names["true_reward"](names["sft"]).mean < 3
 
 
 def test_every_file_of_the_readme_exists():
