@@ -1,7 +1,6 @@
 """Experience of a language model: replies sampled with a key-value cache, and what was known while sampling.
 
-The sampling law is the scored law: the temperature divides the logits and nothing else touches them (no
-    top-k, no
+The sampling law is the scored law: the temperature divides the logits and nothing else touches them (no top-k, no
 top-p, no repetition penalty), so the log-probs kept here are those of `language_model.response_log_probs`.
 Left out: beam search, stop strings and every other feature of a serving engine.
 """
@@ -23,8 +22,7 @@ from rlhf_lab.language_model import (
     make_batch,
 )
 
-# Removing the rows that have ended copies the cache once; below this share of live rows the copy pays for
-# itself.
+# Removing the rows that have ended copies the cache once; below this share of live rows the copy pays.
 COMPACT_BELOW = 0.8
 
 
@@ -37,8 +35,7 @@ class Rollout:
         texts: the B replies as text, without the end token.
         batch: the tokens; the end token is part of a reply that ended.
         log_probs: [B, T] nats, log-prob of each sampled token under the sampling law; 0 outside the mask.
-        values: [B, T + 1] value of the state before each token, 0 from the last token on; None without a
-            value head.
+        values: [B, T + 1] value of the state before each token, 0 after the last one; None without a value head.
         ended: [B] bool, True where the reply produced the end token, False where it hit the length limit.
     """
 
@@ -65,18 +62,16 @@ def sample_responses(
 ) -> Rollout:
     """Sample one reply to each prompt from softmax(logits / temperature), token by token.
 
-    token[b, t] = smallest k with  cdf[b, t, k] > u[b, t],   u uniform on [0, 1)
+        token[b, t] = smallest k with  cdf[b, t, k] > u[b, t],   u uniform on [0, 1)
 
-    All uniforms are drawn first, one per row and step in the order of `conversations`, so a reply depends on
-    the
-    seed, its row and its prompt, and not on `batch_size` or on the other prompts (up to a rounding error that
-    falls exactly on the border between two tokens).
+    All uniforms are drawn first, one per row and step in the order of `conversations`, so a reply depends on the
+    seed, its row and its prompt, and not on `batch_size` or on the other prompts (up to a rounding error that falls
+    exactly on the border between two tokens).
 
     Args:
         conversations: B prompts, each a str or messages that end with the user's.
         max_new_tokens: limit of a reply in tokens, the end token included; at least 1.
-        temperature: divides the logits; 0 is greedy, and then `log_probs` are those at temperature 1, so
-            greedy
+        temperature: divides the logits; 0 is greedy, and then `log_probs` are those at temperature 1, so greedy
             rollouts are for showing and evaluating, never for training.
         generator: a CPU generator; B x max_new_tokens numbers are taken from it.
         value_head: also keep its values of the states passed through.
@@ -86,8 +81,7 @@ def sample_responses(
         A Rollout in the order of `conversations`.
 
     Raises:
-        ValueError: no prompts, an impossible limit or temperature, or a prompt longer than the context
-            allows.
+        ValueError: no prompts, an impossible limit or temperature, or a prompt longer than the context allows.
 
     Example:
         >>> import torch
@@ -114,12 +108,8 @@ def sample_responses(
         decoded = _decode(lm, [prompts[row] for row in rows], uniforms[rows], temperature, value_head)
         for whole, part in zip((tokens, log_probs, values, lengths, ended), decoded, strict=True):
             whole[rows] = part.cpu()
-    batch = make_batch(
-        prompts,
-        [row[:n] for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True)],
-        lm.pad_id,
-        lm.device,
-    )
+    replies = [row[:n] for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True)]
+    batch = make_batch(prompts, replies, lm.pad_id, lm.device)
     width = batch.mask.shape[1]
     return Rollout(
         conversations,

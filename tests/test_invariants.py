@@ -89,7 +89,7 @@ def test_dropout_left_on(same_reference):
         return {}
 
     name = "initial_kl" if same_reference else "rescored"
-    violation(name, "dropout is on (p = 0.1)", "model.eval()", lm=lm, reference=reference, evaluate=evaluate)
+    violation(name, "dropout is on", "model.eval()", lm=lm, reference=reference, evaluate=evaluate)
 
 
 def test_missing_position_ids(monkeypatch):

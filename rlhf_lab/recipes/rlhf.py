@@ -89,7 +89,7 @@ class RLHFConfig:
         prompts_per_iteration: replies sampled in each, >= 1; all prompts are used before any is used twice.
         max_new_tokens: limit of a reply, tokens.
         temperature: > 0; divides the logits in sampling and in all scoring.
-        epochs: passes over each rollout, >= 1 (Ouyang 2022 takes 1 inner epoch, Stiennon 2020 4).
+        epochs: passes over each rollout, >= 1 (Ouyang 2022 takes 1).
         minibatch_rows: most replies per optimiser step; a rollout is cut evenly.
         micro_batch: most rows in one pass; changes memory and speed, not the result. On a CPU few rows of one
             length are faster than many that need padding; on a GPU take as many as fit.
@@ -100,7 +100,7 @@ class RLHFConfig:
         clip_epsilon: > 0, half width of the ratio's band (Schulman 2017: 0.2).
         value_clip_epsilon: > 0, how far a value moves in one iteration, in units of the reward.
         value_coef: >= 0, weight of the value loss; matters with value="policy_head", which shares weights.
-        entropy_coef: >= 0, weight of an entropy bonus, in reward units per nat.
+        entropy_coef: >= 0, weight of an entropy bonus, in units of the whitened advantage per nat.
         kl_coef: >= 0, reward units per nat of KL; the start value where kl_target is set.
         kl_target: nats per reply, > 0; kl_coef then follows the controller of Ziegler 2019. None: constant.
         kl_stop: nats per token, > 0; the epochs end once the approximate KL of a minibatch exceeds it.
@@ -221,7 +221,12 @@ def train_rlhf(
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 10,
 ) -> RLHFResult:
-    """Train a copy of `policy` to maximise  E[reward - kl_coef * KL(policy || reference)]  by PPO.
+    """Train a copy of a policy by PPO on the scores of its own replies, on a KL leash.
+
+        maximise  E[score(reply)] - kl_coef * KL(policy || reference)
+
+    The KL enters the reward, token by token, as -kl_coef * (log_probs - ref_log_probs); see chapter 10 for what goes
+    wrong when the same estimate is put into the loss.
 
     Args:
         policy: where to start; it is not changed.
@@ -457,7 +462,7 @@ def score_rollout(run: Run, rollout: Rollout, reward, config: RLHFConfig) -> tup
 def token_rewards(scores: Tensor, kl_penalty: Tensor, mask: Tensor) -> Tensor:
     """Rewards [B, T]: the KL penalty of every token, and the score at the last real one.
 
-    rewards[b, t] = kl_penalty[b, t] + scores[b] * [t is the last real token of b]
+        rewards[b, t] = kl_penalty[b, t] + scores[b] * [t is the last real token of b]
 
     Example:
         >>> token_rewards(torch.tensor([3.0]), torch.zeros(1, 3), torch.tensor([[True, True, False]]))
@@ -482,7 +487,7 @@ def reply_discounts(mask: Tensor) -> Tensor:
 def adapted_kl_coef(kl_coef: float, kl: float, target: float) -> float:
     """The next KL coefficient: up by at most 2 % while the KL is above its target, down by at most 2 % below.
 
-    kl_coef * (1 + 0.1 * clip(kl / target - 1, -0.2, 0.2))
+        kl_coef * (1 + 0.1 * clip(kl / target - 1, -0.2, 0.2))
 
     Example:
         >>> round(adapted_kl_coef(0.1, kl=12.0, target=6.0), 6)
@@ -578,8 +583,8 @@ def minibatch_gradient(run: Run, experience: Experience, rows: Tensor, config: R
 def ppo_losses(policy: LanguageModel, value, part: Experience, count: Tensor, config: RLHFConfig):
     """Policy loss, value loss and new log-probs [B, T] of a micro-batch: sums over tokens over count.
 
-    policy loss = -1/count sum [min(ratio A, clip(ratio, 1 - e, 1 + e) A) + entropy_coef * entropy]
-    value loss  =  1/count sum 1/2 max[(V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2]
+        policy loss = -1/count sum [min(ratio A, clip(ratio, 1 - e, 1 + e) A) + entropy_coef * entropy]
+        value loss  =  1/count sum 1/2 max[(V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2]
     """
     batch, mask = part.batch, part.batch.mask
     output = forward(policy, batch)
