@@ -30,8 +30,8 @@ from rlhf_lab.recipes import RewardConfig, RLHFConfig, SFTConfig, fine_tune, tra
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "data" / "results"
-LABELS, REPLIES, TEST_PROMPTS, EVALUATION_PROMPTS, TEXTS = 2500, 4, 700, 960, 400
-SFT, REWARD, RLHF = SFTConfig(), RewardConfig(), RLHFConfig(iterations=100)
+LABELS, REPLIES, TEST_PROMPTS, EVALUATION_PROMPTS, TEXTS = 2500, 4, 950, 960, 400
+SFT, REWARD, RLHF = SFTConfig(), RewardConfig(), RLHFConfig()
 PTX_COEF = 1.0
 TONE_LABELS = 600
 PARTS = ("helpful", "truthful", "harmless", "form", "well_formed", "over_refusal", "rude", "polite", "length")
@@ -52,11 +52,7 @@ def seed_row(seed: int) -> dict[str, float]:
     sft = fine_tune(base, town.demonstrations(demo.DemoConfig.demonstrations, seed), replace(SFT, seed=seed)).model
     prompts = [prompt.conversation for prompt in town.prompts("train", LABELS, seed)]
     rankings = demo.rank_replies(sft, prompts, REPLIES, generator_for(seed, "rankings"))
-    tests = demo.rank_replies(
-        sft, demo.distinct_prompts("held_out", TEST_PROMPTS, seed), REPLIES, generator_for(seed, "test rankings")
-    )
     rm = train_reward_model(sft, rankings, replace(REWARD, seed=seed)).model
-    quality = demo.reward_model_report(rm, tests)
     config = replace(RLHF, seed=seed)
     truth = standardised_truth(rankings)
     good = town.documents(2000, seed=seed + 50_000, author=town.GOOD)
@@ -66,9 +62,11 @@ def seed_row(seed: int) -> dict[str, float]:
         "ptx": train_rlhf(sft, prompts, rm, replace(config, lm_coef=PTX_COEF), lm_texts=good),
     }
     models = {"base": base, "sft": sft} | {name: run.model for name, run in runs.items()}
-    row = {"seed": seed, "rankings": len(rankings), "test_pairs": len(quality.agreed)}
-    row |= {"rm_accuracy": quality.accuracy.mean, "rm_expected_accuracy": quality.expected_accuracy}
-    row |= {"rm_ceiling": quality.ceiling}
+    row = {"seed": seed, "rankings": len(rankings)}
+    fresh = [p for p in demo.distinct_prompts("train", 3 * TEST_PROMPTS, seed + 1000) if p not in set(prompts)]
+    tests = {"rm": fresh[:TEST_PROMPTS], "rm_held_out": demo.distinct_prompts("held_out", TEST_PROMPTS, seed)}
+    for name, unseen in tests.items():
+        row |= reward_model_quality(name, rm, sft, unseen, seed)
     for name, lm in models.items():
         row |= measure(name, lm, sft, rm, seed)
     for name in ("rlhf", "oracle"):  # is the run on its plateau? the last fifth against the fifth before
@@ -77,6 +75,17 @@ def seed_row(seed: int) -> dict[str, float]:
         row[f"late_gain_{name}"] = float(scores[-fifth:].mean() - scores[-2 * fifth : -fifth].mean())
     row["minutes"] = (time.perf_counter() - start) / 60
     return row
+
+
+def reward_model_quality(name, rm, sft, unseen, seed) -> dict[str, float]:
+    """Accuracy of the reward model on replies to prompts that it has not seen, and the best that anybody could do."""
+    quality = demo.reward_model_report(rm, demo.rank_replies(sft, unseen, REPLIES, generator_for(seed, name)))
+    return {
+        f"{name}_pairs": len(quality.agreed),
+        f"{name}_accuracy": quality.accuracy.mean,
+        f"{name}_expected_accuracy": quality.expected_accuracy,
+        f"{name}_ceiling": quality.ceiling,
+    }
 
 
 def standardised_truth(rankings):

@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--model", metavar="DIR_OR_NAME", help="any causal language model in the Hugging Face layout")
     demo.add_argument("--size", choices=("tiny", "small", "medium"), help="a model of our own (tiny is shipped)")
     demo.add_argument("--labels", type=int, default=600, help="rankings to learn from (600; 2500 is the long version)")
-    demo.add_argument("--iterations", type=int, help="PPO iterations (60, or 100 from 2000 labels on)")
+    demo.add_argument("--iterations", type=int, default=60, help="PPO iterations (60)")
     demo.add_argument("--prompts", type=int, default=96, help="replies in one PPO iteration (96)")
     demo.add_argument("--sft-steps", type=int, default=100, help="steps of supervised fine-tuning (100)")
     demo.add_argument("--evaluation-prompts", type=int, default=480, help="held-out prompts of the evaluation (480)")
@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
     pretrain = commands.add_parser("pretrain", help="train the base model from nothing")
     pretrain.add_argument("--size", choices=("tiny", "small", "medium"), default="tiny")
-    pretrain.add_argument("--steps", type=int, help="optimiser steps (5000)")
+    pretrain.add_argument("--steps", type=int, help="optimiser steps (3500)")
     pretrain.add_argument("--seed", type=int, default=0)
     pretrain.add_argument("--out", metavar="DIR", help="where to save (runs/model or runs/model-SIZE)")
     _add_device(pretrain)
@@ -94,7 +94,6 @@ def _demo(options: argparse.Namespace) -> None:
     source = options.model or options.size or "tiny"
     larger = {"small": 1e-4, "medium": 3e-5}.get(source)  # smaller steps for larger models
     scale = {"learning_rate": larger} if larger else {}
-    iterations = options.iterations or (100 if options.labels >= 2000 else 60)
     config = demo.DemoConfig(
         model=source,
         feedback=options.feedback,
@@ -104,7 +103,7 @@ def _demo(options: argparse.Namespace) -> None:
         sft=SFTConfig(seed=options.seed, steps=options.sft_steps, **scale),
         reward=RewardConfig(seed=options.seed, **scale),
         rlhf=RLHFConfig(
-            seed=options.seed, iterations=iterations, prompts_per_iteration=options.prompts,
+            seed=options.seed, iterations=options.iterations, prompts_per_iteration=options.prompts,
             minibatch_rows=min(RLHFConfig.minibatch_rows, options.prompts),
             **({"learning_rate": larger / 3, "value_learning_rate": larger} if larger else {}),
         ),

@@ -55,7 +55,7 @@ class RewardConfig:
     epochs: int = 4
     rankings_per_step: int = 16
     micro_batch: int = 16
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     weight_decay: float = 0.1
     warmup: int = 10
     max_grad_norm: float = 1.0

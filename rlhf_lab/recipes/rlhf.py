@@ -115,7 +115,7 @@ class RLHFConfig:
     iterations: int = 60
     prompts_per_iteration: int = 96
     max_new_tokens: int = 64
-    temperature: float = 0.8
+    temperature: float = 0.7
     epochs: int = 2
     minibatch_rows: int = 48
     micro_batch: int = 16

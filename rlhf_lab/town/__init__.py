@@ -1,9 +1,10 @@
 """Pebble Town: a small world of language whose true reward is known.
 
 `facts` what is true, `sentences` the grammar, `skills` what is asked and who answers, `oracle` what a reply is worth,
-`raters` the simulated people who rank.
+`corpus` what is written and voted on, `raters` the simulated people who rank.
 """
 
+from rlhf_lab.town.corpus import demonstrations, documents
 from rlhf_lab.town.oracle import Verdict, score, score_replies
 from rlhf_lab.town.raters import CAREFUL, HURRIED, INATTENTIVE, MALICIOUS, SPAMMER, Rater
 from rlhf_lab.town.skills import (
@@ -14,8 +15,6 @@ from rlhf_lab.town.skills import (
     WEB,
     Author,
     Prompt,
-    demonstrations,
-    documents,
     prompts,
     recognise,
     reference_reply,
