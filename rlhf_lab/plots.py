@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.style import context as style_context
+from matplotlib.ticker import MaxNLocator
 
 from rlhf_lab.checkpoints import History
 from rlhf_lab.evaluation import ORACLE_PARTS, ModelReport, mean_interval, proportion_interval
@@ -96,6 +97,7 @@ def reward_curves(ax: Axes, history: History) -> Axes:
         raise ValueError("history has none of the columns score, reward_score and true_reward")
     _label_ends(ax, lines)
     ax.set(title="Reward, measured and true", xlabel="iteration", ylabel="reward, each in its own unit")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return ax
 
 
@@ -117,6 +119,7 @@ def history_curve(ax: Axes, history: History, column: str, target: float | None 
     if column in ("kl", "length", *SHARES):
         ax.set_ylim(bottom=min(0, *values))
     ax.set(title=title, xlabel="iteration", ylabel=unit)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return ax
 
 
