@@ -70,7 +70,7 @@ SAME_LAYER = {
 FAMILIES = ("town", "feedback", "widgets", "checks")
 HEAVY = {"transformers", "matplotlib", "ipywidgets", "gymnasium"}  # not in the maths: layers 0 and 1
 LONGEST_BODY, BODY_AT_90_PERCENT, MEDIAN_BODY = 60, 35, 12
-CODE_LINES = 5200
+CODE_LINES = 5400
 
 
 # ---- reading a tree ----------------------------------------------------------------------------------------

@@ -1,0 +1,410 @@
+"""Markov decision processes small enough to solve: values, the best policy and the policy gradient, all exact.
+
+A policy is a table pi [S, A] of probabilities, each row a law over actions. An episode ends in an *absorbing* state:
+every action stays there for a reward of 0. With gamma 1 values exist only where the policy reaches one, so the linear
+systems are solved on the other, transient states. With a `horizon` of H steps values depend on the time left. Left out:
+continuous states, average reward, partial observation.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SLACK = 1e-9  # by how much a row of probabilities may miss 1
+
+
+@dataclass(frozen=True, eq=False)
+class TabularMDP:
+    """A finite Markov decision process; tensors become float64.
+
+    Attributes:
+        transitions: [S, A, S], P(next state | state, action); every row sums to 1.
+        rewards: [S, A], expected reward of an action in a state.
+        start: [S], law of the first state.
+        gamma: discount, in [0, 1]; 1 needs an absorbing state or a horizon.
+        horizon: steps after which an episode is cut, >= 1; None: it runs until it is absorbed.
+        states, actions: names, S and A of them; empty where there are none.
+
+    Raises:
+        ValueError: names the argument, what was got and what was expected.
+
+    Chapter 01.
+    """
+
+    transitions: Tensor
+    rewards: Tensor
+    start: Tensor
+    gamma: float
+    horizon: int | None = None
+    states: tuple[str, ...] = ()
+    actions: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("transitions", "rewards", "start"):
+            object.__setattr__(self, name, torch.as_tensor(getattr(self, name), dtype=torch.float64))
+        _check_shapes(self)
+        _check_laws("transitions", self.transitions)
+        _check_laws("start", self.start)
+        if not self.rewards.isfinite().all():
+            raise ValueError(f"rewards[{_first(~self.rewards.isfinite())}] is not finite; expected finite numbers")
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"gamma is {self.gamma}; expected a discount in [0, 1]")
+        if self.horizon is not None and self.horizon < 1:
+            raise ValueError(f"horizon is {self.horizon}; expected at least 1 step, or None")
+        if self.gamma == 1 and self.horizon is None and not self.absorbing.any():
+            raise ValueError("gamma is 1 and no state is absorbing; expected gamma below 1, a horizon, or an end")
+
+    @property
+    def absorbing(self) -> Tensor:
+        """[S] bool: every action stays in the state, for nothing."""
+        stays = self.transitions.diagonal(dim1=0, dim2=2).T == 1  # [S, A]
+        return (stays & (self.rewards == 0)).all(dim=1)
+
+    def q_values(self, values: Tensor) -> Tensor:
+        """[S, A]: rewards + gamma * sum over next states of P * values, values [S] one step later."""
+        return self.rewards + self.gamma * self.transitions @ values
+
+
+def _check_shapes(mdp: TabularMDP) -> None:
+    shape = tuple(mdp.transitions.shape)
+    if len(shape) != 3 or shape[0] != shape[2] or 0 in shape:
+        raise ValueError(f"transitions has shape {shape}; expected [S, A, S]")
+    for name, expected in (("rewards", shape[:2]), ("start", shape[:1])):
+        if tuple(getattr(mdp, name).shape) != expected:
+            raise ValueError(f"{name} has shape {tuple(getattr(mdp, name).shape)}; expected {expected}")
+    for name, count in (("states", shape[0]), ("actions", shape[1])):
+        if len(getattr(mdp, name)) not in (0, count):
+            raise ValueError(f"{name} holds {len(getattr(mdp, name))} names; expected {count}, or none")
+
+
+def _check_laws(name: str, laws: Tensor) -> None:
+    if not (laws >= 0).all():  # NaN fails too
+        raise ValueError(f"{name}[{_first(~(laws >= 0))}] is negative or not a number; expected probabilities")
+    wrong = (laws.sum(dim=-1) - 1).abs() > SLACK
+    if wrong.any():
+        row = f"[{_first(wrong)}]" if wrong.dim() else ""
+        raise ValueError(f"{name}{row} sums to {laws.sum(dim=-1)[wrong].flatten()[0]:.6g}; expected 1")
+
+
+def _first(where: Tensor) -> str:
+    return ", ".join(map(str, where.nonzero()[0].tolist()))
+
+
+# -- a given policy ---------------------------------------------------------------------------------------------------
+def policy_evaluation(mdp: TabularMDP, policy: Tensor) -> Tensor:
+    """Value of every state under a policy, by solving Bellman's equation; differentiable in `policy`.
+
+        V = r_pi + gamma P_pi V
+
+    Args:
+        mdp: the process.
+        policy: [S, A] probabilities.
+
+    Returns:
+        [S]; with a horizon H [H + 1, S], row h the values with H - h steps left.
+
+    Raises:
+        ValueError: `policy` is no law, or gamma is 1 and the policy never ends from some state.
+
+    Example:
+        >>> policy_evaluation(chain(3, gamma=0.5), torch.tensor([[0.0, 1.0]] * 4)).tolist()
+        [0.25, 0.5, 1.0, 0.0]
+
+    Source: Bellman 1957, Dynamic Programming. Chapter 01.
+    """
+    moves, rewards = _under(mdp, policy)
+    if mdp.horizon is not None:
+        values = [torch.zeros_like(rewards)]
+        for _ in range(mdp.horizon):
+            values.append(rewards + mdp.gamma * moves @ values[-1])
+        return torch.stack(values[::-1])
+    system, transient = _system(mdp, moves)
+    values = torch.linalg.solve(system, rewards[transient])
+    return torch.zeros_like(rewards).index_put((transient,), values)
+
+
+def occupancy(mdp: TabularMDP, policy: Tensor) -> Tensor:
+    """Expected discounted visits of every state, [S], 0 at absorbing ones; with a horizon H one row a step, [H, S].
+
+        d = start + gamma P_pi^T d,    J = sum over s, a of d(s) pi(a | s) r(s, a)
+
+    Args, Raises: as `policy_evaluation`. Chapter 02.
+    """
+    moves, _ = _under(mdp, policy)
+    if mdp.horizon is not None:
+        visits = [mdp.start]
+        for _ in range(mdp.horizon - 1):
+            visits.append(mdp.gamma * visits[-1] @ moves)
+        return torch.stack(visits)
+    system, transient = _system(mdp, moves)
+    visits = torch.linalg.solve(system.T, mdp.start[transient])
+    return torch.zeros_like(mdp.start).index_put((transient,), visits)
+
+
+def expected_return(mdp: TabularMDP, policy: Tensor) -> Tensor:
+    """J = sum over states of start * V, a scalar; differentiable in `policy`. Chapter 01."""
+    values = policy_evaluation(mdp, policy)
+    return mdp.start @ (values if mdp.horizon is None else values[0])
+
+
+def policy_gradient(mdp: TabularMDP, logits: Tensor) -> Tensor:
+    """Exact gradient of J with respect to the logits [S, A] of a softmax policy, by the policy gradient theorem.
+
+        dJ / dlogits(s, a) = d(s) pi(a | s) (Q(s, a) - V(s)),    with a horizon summed over the steps
+
+    The visits d carry the discount gamma^t, which estimators of practice drop.
+
+    Source: Sutton et al. 2000, Policy Gradient Methods for Reinforcement Learning. Chapter 02.
+    """
+    policy = torch.softmax(logits.detach().double(), dim=-1)
+    values, visits = policy_evaluation(mdp, policy), occupancy(mdp, policy)
+    if mdp.horizon is None:
+        return visits[:, None] * policy * (mdp.q_values(values) - values[:, None])
+    later = zip(visits, values[:-1], values[1:], strict=True)
+    steps = (d[:, None] * policy * (mdp.q_values(after) - now[:, None]) for d, now, after in later)
+    return sum(steps, torch.zeros_like(policy))
+
+
+def _under(mdp: TabularMDP, policy: Tensor) -> tuple[Tensor, Tensor]:
+    """(P_pi [S, S], r_pi [S]): the process with the policy's choices built in."""
+    if tuple(policy.shape) != tuple(mdp.rewards.shape):
+        raise ValueError(f"policy has shape {tuple(policy.shape)}; expected {tuple(mdp.rewards.shape)}")
+    policy = policy.double()
+    _check_laws("policy", policy.detach())
+    return torch.einsum("sa,sat->st", policy, mdp.transitions), (policy * mdp.rewards).sum(dim=1)
+
+
+def _system(mdp: TabularMDP, moves: Tensor) -> tuple[Tensor, Tensor]:
+    """(I - gamma P_pi on the transient states, their numbers)."""
+    transient = (~mdp.absorbing).nonzero().squeeze(1)
+    if mdp.gamma == 1:
+        _check_ends(mdp, moves.detach())
+    inner = moves[transient][:, transient]
+    return torch.eye(len(transient), dtype=torch.float64) - mdp.gamma * inner, transient
+
+
+def _check_ends(mdp: TabularMDP, moves: Tensor) -> None:
+    """Raise if some state cannot reach an absorbing one."""
+    ends = mdp.absorbing
+    for _ in range(len(ends)):
+        ends = ends | ((moves > 0) & ends).any(dim=1)
+    if not ends.all():
+        state = _first(~ends)
+        raise ValueError(f"policy never ends from state {state}, so with gamma 1 it has no value; lower gamma")
+
+
+# -- the best policy --------------------------------------------------------------------------------------------------
+def value_iteration(mdp: TabularMDP, tolerance: float = 1e-12, sweeps: int = 100_000) -> tuple[Tensor, Tensor]:
+    """Values of the best policy, and the policy, by repeating Bellman's optimality equation from V = 0.
+
+        V(s) = max over a of r(s, a) + gamma sum over s' of P(s' | s, a) V(s')
+
+    Args:
+        mdp: the process.
+        tolerance: the sweeps end once no value changes by more.
+        sweeps: most of them.
+
+    Returns:
+        values [S] and policy [S, A], 1 at the best action (the first of equal ones); with a horizon H values
+        [H + 1, S] and policy [H, S, A], row h for H - h steps left.
+
+    Raises:
+        ValueError: no convergence, as where rewards can be collected for ever with gamma 1.
+
+    Source: Bellman 1957, Dynamic Programming. Chapter 01.
+    """
+    values = [torch.zeros(len(mdp.start), dtype=torch.float64)]
+    if mdp.horizon is not None:
+        for _ in range(mdp.horizon):
+            values.append(mdp.q_values(values[-1]).amax(dim=1))
+        best = [_greedy(mdp.q_values(v)) for v in values[:-1]]
+        return torch.stack(values[::-1]), torch.stack(best[::-1])
+    for _ in range(sweeps):
+        better = mdp.q_values(values[0]).amax(dim=1)
+        change, values[0] = (better - values[0]).abs().max(), better
+        if change <= tolerance:
+            return better, _greedy(mdp.q_values(better))
+    raise ValueError(f"no convergence in {sweeps} sweeps (last change {change:.3g}); lower gamma or set a horizon")
+
+
+def policy_iteration(mdp: TabularMDP) -> tuple[Tensor, Tensor]:
+    """Values [S] of the best policy, and the policy [S, A]: evaluate, improve, until nothing improves.
+
+    It starts from the uniform policy and keeps an action unless another one is better, so it ends.
+
+    Raises:
+        ValueError: a horizon is set (use `value_iteration`), or as `policy_evaluation`.
+
+    Source: Howard 1960, Dynamic Programming and Markov Processes. Chapter 01.
+    """
+    if mdp.horizon is not None:
+        raise ValueError(f"horizon is {mdp.horizon}; expected None here, or use value_iteration")
+    states, actions = mdp.rewards.shape
+    policy = torch.full((states, actions), 1 / actions, dtype=torch.float64)
+    while True:
+        values = policy_evaluation(mdp, policy)
+        advantages = mdp.q_values(values) - values[:, None]
+        improves = advantages.amax(dim=1) > 1e-10
+        if not improves.any():
+            return values, _greedy(advantages + 1e-10 * policy)
+        policy = torch.where(improves[:, None], _greedy(advantages), policy)
+
+
+def _greedy(q_values: Tensor) -> Tensor:
+    """[S, A], 1 at the action with the highest value, the first of those within rounding."""
+    best = q_values >= q_values.amax(dim=1, keepdim=True) - 1e-12
+    return torch.nn.functional.one_hot(best.int().argmax(dim=1), q_values.shape[1]).double()
+
+
+# -- processes --------------------------------------------------------------------------------------------------------
+def chain(length: int, gamma: float = 1.0, step_reward: float = 0.0) -> TabularMDP:
+    """`length` states in a row and an end: action 1 moves right, 0 left; the step into the end pays 1. Chapter 01."""
+    moves = torch.zeros(length + 1, 2, length + 1)
+    rewards = torch.full((length + 1, 2), step_reward)
+    for state in range(length):
+        moves[state, 0, max(state - 1, 0)] = moves[state, 1, state + 1] = 1
+    moves[length, :, length], rewards[length], rewards[length - 1, 1] = 1, 0, 1 + step_reward
+    start = torch.eye(length + 1)[0]
+    return TabularMDP(moves, rewards, start, gamma, actions=("left", "right"))
+
+
+def from_table(
+    table: Mapping[int, Mapping[int, Sequence[tuple]]], start: Sequence[float], gamma: float, **extra
+) -> TabularMDP:
+    """A process from a table as gymnasium's toy-text environments hold it, `env.unwrapped.P`.
+
+    Args:
+        table: table[state][action] is a list of (probability, next state, reward, terminated).
+        start: [S] law of the first state, `env.unwrapped.initial_state_distrib`.
+        gamma: discount.
+        extra: further arguments of TabularMDP.
+
+    Returns:
+        A TabularMDP with one more state, the absorbing end into which every terminated step leads.
+
+    Chapter 01.
+    """
+    states, actions = len(table), len(table[0])
+    moves, rewards = torch.zeros(states + 1, actions, states + 1).double(), torch.zeros(states + 1, actions).double()
+    moves[states, :, states] = 1
+    for state, row in table.items():
+        for action, outcomes in row.items():
+            for probability, after, reward, terminated in outcomes:
+                moves[state, action, states if terminated else after] += probability
+                rewards[state, action] += probability * reward
+    return TabularMDP(moves, rewards, torch.tensor([*map(float, start), 0.0]), gamma, **extra)
+
+
+def gridworld(
+    rows: Sequence[str], gamma: float = 0.95, slip: float = 0.0, step_reward: float = 0.0, goal_reward: float = 1.0,
+    pit_reward: float = -1.0,
+) -> TabularMDP:  # fmt: skip
+    """A map of S start, G goal, O pit, # wall and . floor, walked north, east, south and west.
+
+    Entering a goal or a pit ends the episode; walking into a wall or over the edge stays. With probability `slip` the
+    step goes to one of the two sides instead. The last state is the end.
+
+    Raises:
+        ValueError: no row, rows of unlike lengths, an unknown letter, or not one start.
+
+    Example:
+        >>> gridworld(["S.", "#G"]).states
+        ('0,0', '0,1', 'end')
+
+    Chapter 01.
+    """
+    _check_map(rows)
+    floor = [(y, x) for y, row in enumerate(rows) for x, letter in enumerate(row) if letter in "S."]
+    number, end = {cell: i for i, cell in enumerate(floor)}, len(floor)
+    paid = {"G": goal_reward, "O": pit_reward}
+    moves, rewards = torch.zeros(end + 1, 4, end + 1).double(), torch.zeros(end + 1, 4).double()
+    moves[end, :, end] = 1
+    for (y, x), state in number.items():
+        for action in range(4):
+            for turn, probability in ((0, 1 - slip), (1, slip / 2), (-1, slip / 2)):
+                south, east = ((-1, 0), (0, 1), (1, 0), (0, -1))[(action + turn) % 4]
+                there = (y + south, x + east)
+                inside = 0 <= there[0] < len(rows) and 0 <= there[1] < len(rows[0])
+                letter = rows[there[0]][there[1]] if inside else "#"
+                after = end if letter in paid else number.get(there, state)
+                moves[state, action, after] += probability
+                rewards[state, action] += probability * (step_reward + paid.get(letter, 0.0))
+    start = torch.tensor([float(rows[y][x] == "S") for y, x in floor] + [0.0])
+    states = (*(f"{y},{x}" for y, x in floor), "end")
+    return TabularMDP(moves, rewards, start, gamma, states=states, actions=("north", "east", "south", "west"))
+
+
+def _check_map(rows: Sequence[str]) -> None:
+    if not rows or len(set(map(len, rows))) > 1:
+        raise ValueError(f"rows has {'rows of unlike lengths' if rows else 'no row'}; expected rows of the same length")
+    letters = "".join(rows)
+    if unknown := set(letters) - set("SGO#."):
+        raise ValueError(f"rows holds {min(unknown)!r}; expected S, G, O, # and .")
+    if letters.count("S") != 1:
+        raise ValueError(f"rows has {letters.count('S')} start cells; expected one S")
+
+
+HELLO, ASK = "Hello, I am looking for a place to read.", "Do you want to buy a book?"
+REPLIES = ("Go to the bookshop.", "Go to the library.", ASK, "I do not know.")
+TIMINGS = ("at once", "late", "rare")
+
+
+def dialogue(timing: str = "at once", buyers: float = 0.5, gamma: float = 1.0) -> TabularMDP:
+    """A help desk and a visitor who wants to buy a book or to borrow one: states are histories, actions replies.
+
+    The right place earns 1, the wrong one -1, asking back costs 0.2, asking twice 1, not to know nothing. After the
+    visitor's last words there is one more step, in which nothing that is said matters.
+
+    Args:
+        timing: "at once": every reply is paid when it is given; "late": all that was earned is paid in the last step;
+            "rare": 1 in the last step if the visitor was sent to the right place, and nothing else.
+        buyers: share of the visitors who want to buy, in [0, 1].
+        gamma: discount.
+
+    Raises:
+        ValueError: another timing, or a share outside [0, 1].
+
+    Chapter 01.
+    """
+    if timing not in TIMINGS:
+        raise ValueError(f"timing is {timing!r}; expected one of {TIMINGS}")
+    if not 0 <= buyers <= 1:
+        raise ValueError(f"buyers is {buyers}; expected a share in [0, 1]")
+    earned, steps = {(HELLO,): 0.0}, []  # what a history has earned; (history, action, probability, next, reward)
+    queue = [(HELLO,)]
+    for history in queue:  # which grows while it is read
+        for action, reply in enumerate(REPLIES):
+            for probability, answer, reward in _visitor(history, reply, buyers):
+                after = (*history, reply, answer)
+                steps.append((history, action, probability, after, reward))
+                if after not in earned:
+                    queue.append(after)
+                earned[after] = earned[history] + reward
+    number = {history: i for i, history in enumerate(queue)}
+    moves, rewards = torch.zeros(len(queue) + 1, 4, len(queue) + 1).double(), torch.zeros(len(queue) + 1, 4).double()
+    for history, action, probability, after, reward in steps:
+        moves[number[history], action, number[after]] += probability
+        rewards[number[history], action] += probability * reward * (timing == "at once")
+    last = (moves.sum(dim=2) == 0).all(dim=1)
+    moves[last, :, -1] = 1
+    for history, i in number.items():
+        if last[i] and timing != "at once":
+            rewards[i] = earned[history] if timing == "late" else float(history[-1] == "Thank you!")
+    states = (*(" / ".join(history) for history in queue), "end")
+    return TabularMDP(moves, rewards, torch.eye(len(states))[0], gamma, states=states, actions=REPLIES)
+
+
+def _visitor(history: tuple[str, ...], reply: str, buyers: float) -> list[tuple[float, str, float]]:
+    """What the visitor answers, as (probability, answer, reward of the reply); nothing after the last words."""
+    wants = {HELLO: buyers, "Yes.": 1.0, "No.": 0.0}.get(history[-1])
+    if wants is None:
+        return []
+    if reply == ASK:
+        again = [(1.0, "You asked that already. Goodbye.", -1.0)]
+        return again if ASK in history else [(wants, "Yes.", -0.2), (1 - wants, "No.", -0.2)]
+    if reply == "I do not know.":
+        return [(1.0, "Goodbye.", 0.0)]
+    right = wants if reply == "Go to the bookshop." else 1 - wants
+    return [(right, "Thank you!", 1.0), (1 - right, "That is not what I wanted.", -1.0)]

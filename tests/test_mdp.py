@@ -1,0 +1,217 @@
+"""Processes that can be solved: values, visits and gradients against second definitions and known values."""
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from rlhf_lab.mdp import (
+    TabularMDP,
+    chain,
+    dialogue,
+    expected_return,
+    from_table,
+    gridworld,
+    occupancy,
+    policy_evaluation,
+    policy_gradient,
+    policy_iteration,
+    value_iteration,
+)  # fmt: skip
+
+few = settings(max_examples=40, deadline=None)
+HORIZONS = st.sampled_from([None, 1, 4])
+
+
+def random_mdp(seed, gamma=0.9, horizon=None, ends=False):
+    """3 states and 2 actions (and an end, into which every step may lead)."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.rand(shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    moves, rewards, start = draw(4, 2, 4), 2 * draw(4, 2) - 1, draw(4)
+    if ends:
+        moves[3], rewards[3] = torch.eye(4)[3], 0.0
+    return TabularMDP(moves / moves.sum(2, keepdim=True), rewards, start / start.sum(), gamma, horizon)
+
+
+def random_logits(seed):
+    return torch.randn(4, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def rolled_out(mdp, policy, steps):
+    """J by the definition: the law of the state carried forward, step by step."""
+    law, total = mdp.start, 0.0
+    for t in range(steps):
+        for s in range(4):
+            for a in range(2):
+                total += float(mdp.gamma**t * law[s] * policy[s, a] * mdp.rewards[s, a])
+        law = torch.einsum("s,sa,sat->t", law, policy, mdp.transitions)
+    return total
+
+
+# -- a given policy ---------------------------------------------------------------------------------------------------
+@few
+@given(st.integers(0, 10**6), HORIZONS)
+def test_expected_return_is_the_sum_over_time(seed, horizon):
+    mdp, policy = random_mdp(seed, gamma=0.7, horizon=horizon), random_logits(seed).softmax(-1)
+    assert float(expected_return(mdp, policy)) == pytest.approx(rolled_out(mdp, policy, horizon or 90), abs=1e-10)
+
+
+@few
+@given(st.integers(0, 10**6), st.sampled_from([0.0, 0.5, 0.99, 1.0]), HORIZONS)
+def test_visits_and_values_tell_the_same_return(seed, gamma, horizon):
+    mdp, policy = random_mdp(seed, gamma, horizon, ends=True), random_logits(seed).softmax(-1)
+    visits = occupancy(mdp, policy)
+    visits = visits if horizon is None else visits.sum(0)
+    assert float(visits @ (policy * mdp.rewards).sum(1)) == pytest.approx(float(expected_return(mdp, policy)), abs=1e-9)
+
+
+@few
+@given(st.integers(0, 10**6), st.sampled_from([0.0, 0.9, 1.0]), HORIZONS)
+def test_the_theorem_gives_the_gradient_of_the_return(seed, gamma, horizon):
+    mdp, logits = random_mdp(seed, gamma, horizon, ends=True), random_logits(seed).requires_grad_()
+    (by_autograd,) = torch.autograd.grad(expected_return(mdp, logits.softmax(-1)), logits)
+    torch.testing.assert_close(policy_gradient(mdp, logits), by_autograd, rtol=0, atol=1e-10)
+
+
+def test_the_value_of_a_random_walk_is_known():
+    """Gambler's ruin with a reflecting wall: from every state the end is reached, for a reward of 1."""
+    uniform = torch.full((6, 2), 0.5)
+    torch.testing.assert_close(policy_evaluation(chain(5), uniform), torch.tensor([1.0] * 5 + [0.0]).double())
+    steps = policy_evaluation(chain(5, step_reward=-1.0), uniform)
+    assert float(steps[0]) == pytest.approx(1 - 30)  # n (n + 1) steps from a reflecting wall
+
+
+# -- the best policy --------------------------------------------------------------------------------------------------
+@few
+@given(st.integers(0, 10**6))
+def test_value_and_policy_iteration_agree_with_the_best_of_all_policies(seed):
+    mdp = random_mdp(seed, gamma=0.8)
+    every = [torch.eye(2)[[int(c) for c in f"{i:04b}"]].double() for i in range(16)]
+    best = torch.stack([policy_evaluation(mdp, policy) for policy in every]).amax(0)
+    for values, policy in (value_iteration(mdp), policy_iteration(mdp)):
+        torch.testing.assert_close(values, best, rtol=0, atol=1e-9)
+        torch.testing.assert_close(policy_evaluation(mdp, policy), best, rtol=0, atol=1e-9)
+
+
+def test_with_a_horizon_the_best_action_may_depend_on_the_time_left():
+    """Action 0 pays 1 at once; action 1 pays 10 two steps later."""
+    moves, rewards = torch.zeros(3, 2, 3), torch.zeros(3, 2)
+    moves[0, 0, 0] = moves[0, 1, 1] = moves[1, :, 2] = moves[2, :, 2] = 1
+    rewards[0, 0], rewards[1] = 1, 10
+    values, policy = value_iteration(TabularMDP(moves, rewards, torch.eye(3)[0], 1.0, horizon=3))
+    assert values[:, 0].tolist() == [11, 10, 1, 0]
+    assert policy[:, 0].tolist() == [[1, 0], [0, 1], [1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "gamma", "horizon", "value"),
+    [
+        ("FrozenLake-v1", {"map_name": "4x4"}, 0.99, None, 0.5420259),
+        ("FrozenLake-v1", {"map_name": "4x4"}, 1.0, None, 14 / 17),
+        ("FrozenLake-v1", {"map_name": "4x4"}, 1.0, 100, 0.7441903),
+        ("FrozenLake-v1", {"map_name": "8x8"}, 0.99, None, 0.4146404),
+        ("FrozenLake-v1", {"map_name": "4x4", "is_slippery": False}, 0.99, None, 0.9509900),
+        ("CliffWalking-v1", {}, 1.0, None, -13.0),
+    ],
+)
+def test_known_values_of_gymnasiums_tables(name, options, gamma, horizon, value):
+    gymnasium = pytest.importorskip("gymnasium")
+    env = gymnasium.make(name, **options).unwrapped
+    mdp = from_table(env.P, env.initial_state_distrib, gamma, horizon=horizon)
+    values, _ = value_iteration(mdp)
+    assert float(mdp.start @ (values if horizon is None else values[0])) == pytest.approx(value, abs=1e-6)
+
+
+def test_known_value_of_the_uniform_policy():
+    gymnasium = pytest.importorskip("gymnasium")
+    env = gymnasium.make("FrozenLake-v1").unwrapped
+    mdp = from_table(env.P, env.initial_state_distrib, 0.99)
+    assert float(expected_return(mdp, torch.full((17, 4), 0.25))) == pytest.approx(0.0123561, abs=1e-6)
+
+
+# -- processes --------------------------------------------------------------------------------------------------------
+def test_a_grid_is_walked_around_its_walls_and_pits():
+    mdp = gridworld(["S.#", "#.O", "..G"], gamma=1.0, step_reward=-1.0, goal_reward=0.0, pit_reward=-100.0)
+    values, policy = value_iteration(mdp)
+    assert float(mdp.start @ values) == -4.0
+    moves = {name: mdp.actions[int(row.argmax())] for name, row in zip(mdp.states, policy, strict=True)}
+    assert (moves["0,0"], moves["0,1"], moves["1,1"], moves["2,1"]) == ("east", "south", "south", "east")
+
+
+def test_a_slip_goes_to_either_side():
+    mdp = gridworld(["SG"], gamma=0.9, slip=0.2)
+    north, east = (mdp.transitions[0, mdp.actions.index(name)] for name in ("north", "east"))
+    assert north.tolist() == pytest.approx([0.9, 0.1])  # the side step east ends, all others hit a wall
+    assert east.tolist() == pytest.approx([0.2, 0.8])
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"), [([], "no row"), (["S", ".."], "same length"), (["G"], "start"), (["SX"], "'X'")]
+)
+def test_a_map_that_cannot_be_read_is_refused(rows, message):
+    with pytest.raises(ValueError, match=message):
+        gridworld(rows)
+
+
+@pytest.mark.parametrize("timing", ["at once", "late", "rare"])
+def test_the_timing_of_rewards_moves_no_return(timing):
+    """Whatever the policy, the same is paid, only earlier or later (gamma 1)."""
+    mdp, now = dialogue(timing), dialogue("at once")
+    policy = torch.randn(len(mdp.states), 4, generator=torch.Generator().manual_seed(0)).double().softmax(-1)
+    if timing != "rare":
+        assert float(expected_return(mdp, policy)) == pytest.approx(float(expected_return(now, policy)))
+    _, best = value_iteration(mdp)
+    first = mdp.states.index("Hello, I am looking for a place to read.")
+    assert mdp.actions[int(best[first].argmax())] == "Do you want to buy a book?"
+
+
+@pytest.mark.parametrize("bad", [{"timing": "soon"}, {"buyers": 1.5}])
+def test_an_impossible_dialogue_is_refused(bad):
+    with pytest.raises(ValueError, match="expected"):
+        dialogue(**bad)
+
+
+def test_a_clear_wish_makes_asking_back_a_waste():
+    mdp = dialogue("at once", buyers=0.99)
+    first = mdp.states.index("Hello, I am looking for a place to read.")
+    assert mdp.actions[int(value_iteration(mdp)[1][first].argmax())] == "Go to the bookshop."
+
+
+# -- bad input --------------------------------------------------------------------------------------------------------
+GOOD = {
+    "transitions": torch.eye(2)[:, None].repeat(1, 2, 1),
+    "rewards": torch.zeros(2, 2),
+    "start": torch.tensor([1.0, 0.0]),
+    "gamma": 0.9,
+}
+BAD = {
+    "rows that miss 1": ({"transitions": torch.full((2, 2, 2), 0.4)}, r"transitions\[0, 0\] sums to 0.8; expected 1"),
+    "a negative probability": ({"start": torch.tensor([1.5, -0.5])}, r"start\[1\] is negative"),
+    "a probability that is no number": ({"start": torch.tensor([float("nan"), 1.0])}, r"start\[0\] is negative or not"),
+    "another shape": ({"transitions": torch.ones(2, 2)}, r"shape \(2, 2\); expected \[S, A, S\]"),
+    "rewards of another shape": ({"rewards": torch.zeros(2, 3)}, r"rewards has shape \(2, 3\); expected \(2, 2\)"),
+    "a reward that is no number": ({"rewards": torch.full((2, 2), float("nan"))}, r"rewards\[0, 0\] is not finite"),
+    "gamma above 1": ({"gamma": 1.1}, r"gamma is 1.1; expected .* \[0, 1\]"),
+    "no steps": ({"horizon": 0}, "horizon is 0"),
+    "no end": ({"gamma": 1.0, "rewards": torch.ones(2, 2)}, "no state is absorbing"),
+    "too few names": ({"states": ("a",)}, "states holds 1 names; expected 2"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_an_impossible_process_is_refused(case):
+    change, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        TabularMDP(**(GOOD | change))
+
+
+def test_policies_that_have_no_value_are_refused():
+    with pytest.raises(ValueError, match="never ends from state 0"):
+        policy_evaluation(chain(3), torch.tensor([[1.0, 0.0]] * 4))
+    with pytest.raises(ValueError, match=r"policy\[0\] sums to 0.4"):
+        policy_evaluation(chain(3), torch.full((4, 2), 0.2))
+    with pytest.raises(ValueError, match="policy has shape"):
+        policy_evaluation(chain(3), torch.full((2, 2), 0.5))
+    with pytest.raises(ValueError, match="no convergence"):
+        value_iteration(chain(3, step_reward=1.0), sweeps=100)
+    with pytest.raises(ValueError, match="horizon is 5; expected None"):
+        policy_iteration(TabularMDP(**(GOOD | {"horizon": 5})))
