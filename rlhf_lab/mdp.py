@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 SLACK = 1e-9  # by how much a row of probabilities may miss 1
+ROUNDING = 1e-10  # an advantage below this is none
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,18 +216,25 @@ def value_iteration(mdp: TabularMDP, tolerance: float = 1e-12, sweeps: int = 100
 
     Source: Bellman 1957, Dynamic Programming. Chapter 01.
     """
-    values = [torch.zeros(len(mdp.start), dtype=torch.float64)]
+    values = torch.zeros(len(mdp.start), dtype=torch.float64)
     if mdp.horizon is not None:
-        for _ in range(mdp.horizon):
-            values.append(mdp.q_values(values[-1]).amax(dim=1))
-        best = [_greedy(mdp.q_values(v)) for v in values[:-1]]
-        return torch.stack(values[::-1]), torch.stack(best[::-1])
+        return _backwards(mdp, values)
     for _ in range(sweeps):
-        better = mdp.q_values(values[0]).amax(dim=1)
-        change, values[0] = (better - values[0]).abs().max(), better
+        better = mdp.q_values(values).amax(dim=1)
+        change, values = (better - values).abs().max(), better
         if change <= tolerance:
-            return better, _greedy(mdp.q_values(better))
+            return values, _greedy(mdp.q_values(values))
     raise ValueError(f"no convergence in {sweeps} sweeps (last change {change:.3g}); lower gamma or set a horizon")
+
+
+def _backwards(mdp: TabularMDP, final: Tensor) -> tuple[Tensor, Tensor]:
+    """`value_iteration` with a horizon: from the last step to the first."""
+    values, best = [final], []
+    for _ in range(mdp.horizon):
+        q_values = mdp.q_values(values[-1])
+        values.append(q_values.amax(dim=1))
+        best.append(_greedy(q_values))
+    return torch.stack(values[::-1]), torch.stack(best[::-1])
 
 
 def policy_iteration(mdp: TabularMDP) -> tuple[Tensor, Tensor]:
@@ -246,9 +254,9 @@ def policy_iteration(mdp: TabularMDP) -> tuple[Tensor, Tensor]:
     while True:
         values = policy_evaluation(mdp, policy)
         advantages = mdp.q_values(values) - values[:, None]
-        improves = advantages.amax(dim=1) > 1e-10
+        improves = advantages.amax(dim=1) > ROUNDING
         if not improves.any():
-            return values, _greedy(advantages + 1e-10 * policy)
+            return values, _greedy(advantages + ROUNDING * policy)
         policy = torch.where(improves[:, None], _greedy(advantages), policy)
 
 
@@ -259,42 +267,50 @@ def _greedy(q_values: Tensor) -> Tensor:
 
 
 # -- processes --------------------------------------------------------------------------------------------------------
+def _with_end(states: int, actions: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Empty transitions, rewards and start of `states` states, and one more that is the end."""
+    moves = torch.zeros(states + 1, actions, states + 1, dtype=torch.float64)
+    moves[states, :, states] = 1
+    return moves, torch.zeros(states + 1, actions, dtype=torch.float64), torch.zeros(states + 1, dtype=torch.float64)
+
+
 def chain(length: int, gamma: float = 1.0, step_reward: float = 0.0) -> TabularMDP:
     """`length` states in a row and an end: action 1 moves right, 0 left; the step into the end pays 1. Chapter 01."""
-    moves = torch.zeros(length + 1, 2, length + 1)
-    rewards = torch.full((length + 1, 2), step_reward)
+    moves, rewards, start = _with_end(length, 2)
     for state in range(length):
         moves[state, 0, max(state - 1, 0)] = moves[state, 1, state + 1] = 1
-    moves[length, :, length], rewards[length], rewards[length - 1, 1] = 1, 0, 1 + step_reward
-    start = torch.eye(length + 1)[0]
+    start[0], rewards[:length] = 1, step_reward
+    rewards[length - 1, 1] += 1
     return TabularMDP(moves, rewards, start, gamma, actions=("left", "right"))
 
 
 def from_table(
-    table: Mapping[int, Mapping[int, Sequence[tuple]]], start: Sequence[float], gamma: float, **extra
+    table: Mapping[int, Mapping[int, Sequence[tuple]]],
+    start: Sequence[float],
+    gamma: float,
+    horizon: int | None = None,
 ) -> TabularMDP:
     """A process from a table as gymnasium's toy-text environments hold it, `env.unwrapped.P`.
 
     Args:
         table: table[state][action] is a list of (probability, next state, reward, terminated).
         start: [S] law of the first state, `env.unwrapped.initial_state_distrib`.
-        gamma: discount.
-        extra: further arguments of TabularMDP.
+        gamma, horizon: of the process.
 
     Returns:
         A TabularMDP with one more state, the absorbing end into which every terminated step leads.
 
     Chapter 01.
     """
-    states, actions = len(table), len(table[0])
-    moves, rewards = torch.zeros(states + 1, actions, states + 1).double(), torch.zeros(states + 1, actions).double()
-    moves[states, :, states] = 1
+    end = len(table)
+    moves, rewards, first = _with_end(end, len(table[0]))
+    first[:end] = torch.as_tensor(start, dtype=torch.float64)
     for state, row in table.items():
         for action, outcomes in row.items():
             for probability, after, reward, terminated in outcomes:
-                moves[state, action, states if terminated else after] += probability
+                moves[state, action, end if terminated else after] += probability
                 rewards[state, action] += probability * reward
-    return TabularMDP(moves, rewards, torch.tensor([*map(float, start), 0.0]), gamma, **extra)
+    return TabularMDP(moves, rewards, first, gamma, horizon)
 
 
 def gridworld(
@@ -319,9 +335,9 @@ def gridworld(
     floor = [(y, x) for y, row in enumerate(rows) for x, letter in enumerate(row) if letter in "S."]
     number, end = {cell: i for i, cell in enumerate(floor)}, len(floor)
     paid = {"G": goal_reward, "O": pit_reward}
-    moves, rewards = torch.zeros(end + 1, 4, end + 1).double(), torch.zeros(end + 1, 4).double()
-    moves[end, :, end] = 1
+    moves, rewards, start = _with_end(end, 4)
     for (y, x), state in number.items():
+        start[state] = rows[y][x] == "S"
         for action in range(4):
             for turn, probability in ((0, 1 - slip), (1, slip / 2), (-1, slip / 2)):
                 south, east = ((-1, 0), (0, 1), (1, 0), (0, -1))[(action + turn) % 4]
@@ -331,7 +347,6 @@ def gridworld(
                 after = end if letter in paid else number.get(there, state)
                 moves[state, action, after] += probability
                 rewards[state, action] += probability * (step_reward + paid.get(letter, 0.0))
-    start = torch.tensor([float(rows[y][x] == "S") for y, x in floor] + [0.0])
     states = (*(f"{y},{x}" for y, x in floor), "end")
     return TabularMDP(moves, rewards, start, gamma, states=states, actions=("north", "east", "south", "west"))
 
@@ -372,28 +387,26 @@ def dialogue(timing: str = "at once", buyers: float = 0.5, gamma: float = 1.0) -
         raise ValueError(f"timing is {timing!r}; expected one of {TIMINGS}")
     if not 0 <= buyers <= 1:
         raise ValueError(f"buyers is {buyers}; expected a share in [0, 1]")
-    earned, steps = {(HELLO,): 0.0}, []  # what a history has earned; (history, action, probability, next, reward)
-    queue = [(HELLO,)]
-    for history in queue:  # which grows while it is read
+    earned, steps = {(HELLO,): 0.0}, []  # what each history has earned; (history, action, probability, next, reward)
+    histories = [(HELLO,)]
+    for history in histories:  # which grow while they are read
         for action, reply in enumerate(REPLIES):
             for probability, answer, reward in _visitor(history, reply, buyers):
                 after = (*history, reply, answer)
-                steps.append((history, action, probability, after, reward))
-                if after not in earned:
-                    queue.append(after)
+                histories.append(after)
                 earned[after] = earned[history] + reward
-    number = {history: i for i, history in enumerate(queue)}
-    moves, rewards = torch.zeros(len(queue) + 1, 4, len(queue) + 1).double(), torch.zeros(len(queue) + 1, 4).double()
+                steps.append((history, action, probability, after, reward))
+    number = {history: i for i, history in enumerate(histories)}
+    moves, rewards, start = _with_end(len(histories), len(REPLIES))
+    start[0] = 1
     for history, action, probability, after, reward in steps:
-        moves[number[history], action, number[after]] += probability
+        moves[number[history], action, number[after]] = probability
         rewards[number[history], action] += probability * reward * (timing == "at once")
-    last = (moves.sum(dim=2) == 0).all(dim=1)
-    moves[last, :, -1] = 1
-    for history, i in number.items():
-        if last[i] and timing != "at once":
-            rewards[i] = earned[history] if timing == "late" else float(history[-1] == "Thank you!")
-    states = (*(" / ".join(history) for history in queue), "end")
-    return TabularMDP(moves, rewards, torch.eye(len(states))[0], gamma, states=states, actions=REPLIES)
+    paid_last = {"at once": lambda h: 0.0, "late": earned.get, "rare": lambda h: float(h[-1] == "Thank you!")}[timing]
+    for history in set(histories) - {step[0] for step in steps}:  # nothing is answered to these
+        moves[number[history], :, -1], rewards[number[history]] = 1, paid_last(history)
+    states = (*(" / ".join(history) for history in histories), "end")
+    return TabularMDP(moves, rewards, start, gamma, states=states, actions=REPLIES)
 
 
 def _visitor(history: tuple[str, ...], reply: str, buyers: float) -> list[tuple[float, str, float]]:

@@ -121,6 +121,14 @@ def test_known_values_of_gymnasiums_tables(name, options, gamma, horizon, value)
     assert float(mdp.start @ (values if horizon is None else values[0])) == pytest.approx(value, abs=1e-6)
 
 
+def test_the_start_law_of_a_table_is_kept():
+    gymnasium = pytest.importorskip("gymnasium")
+    env = gymnasium.make("Taxi-v4").unwrapped
+    mdp = from_table(env.P, env.initial_state_distrib, 0.99)
+    assert len(mdp.start) == 501  # 300 of its 500 states may be the first one
+    assert mdp.start.unique().tolist() == pytest.approx([0, 1 / 300])
+
+
 def test_known_value_of_the_uniform_policy():
     gymnasium = pytest.importorskip("gymnasium")
     env = gymnasium.make("FrozenLake-v1").unwrapped

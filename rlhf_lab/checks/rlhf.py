@@ -5,33 +5,19 @@ property that every right answer has. When something differs, the usual mistakes
 and the message names the one that gives the same numbers.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from rlhf_lab.checks.compare import compare, fail
 from rlhf_lab.evaluation import Interval, mean_interval, proportion_interval
 from rlhf_lab.exact import TokenWorld
 from rlhf_lab.tensors import length_mask
 from rlhf_lab.town.oracle import Verdict
 
 TOLERANCE = 1e-6
-
-
-def _show(value) -> str:
-    if isinstance(value, Tensor):
-        numbers = [round(x, 4) for x in value.detach().flatten().tolist()]
-        return f"{numbers[:12]} of shape {list(value.shape)}"
-    if isinstance(value, Interval):
-        return f"mean {value.mean:.3f} in [{value.low:.3f}, {value.high:.3f}], count {value.count}"
-    return repr(value)
-
-
-def _fail(name: str, case: str, got, expected, cause: str) -> None:
-    raise AssertionError(
-        f"{name}, {case}:\n  got       {_show(got)}\n  expected  {_show(expected)}\n  usual cause: {cause}"
-    )
 
 
 def _same(got, expected: Tensor) -> bool:
@@ -42,30 +28,15 @@ def _same(got, expected: Tensor) -> bool:
     )
 
 
-def _compare(
-    name: str,
-    case: str,
-    call: Callable[[], Tensor],
-    expected: Tensor,
-    faults: Mapping[str, Callable[[], Tensor]],
-    hint: str,
-) -> None:
-    """Run `call` and compare; on a difference name the fault that gives the same numbers, or the hint."""
-    try:
-        got = call()
-    except NotImplementedError:
-        raise
-    except Exception as error:  # the reader's code may raise anything
-        _fail(name, case, f"{type(error).__name__}: {error}", expected, hint)
-    if _same(got, expected):
-        return
+def _odd(got, expected: Tensor) -> str | None:
     if not isinstance(got, Tensor):
-        cause = f"it returned {type(got).__name__} and not a tensor; is there a `return`?"
-    elif got.shape == expected.shape and not torch.isfinite(got).all():
-        cause = "a number overflowed; stay with logarithms until the last step"
-    else:
-        cause = next((cause for cause, fault in faults.items() if _same(got, fault())), hint)
-    _fail(name, case, got, expected, cause)
+        return f"it returned {type(got).__name__} and not a tensor; is there a `return`?"
+    if got.shape == expected.shape and not torch.isfinite(got).all():
+        return "a number overflowed; stay with logarithms until the last step"
+    return None
+
+
+_compare = partial(compare, same=_same, odd=_odd)
 
 
 # -- the optimum ---------------------------------------------------------------------------------------------
@@ -122,9 +93,7 @@ def _ragged_case(seed: int, rows: int = 4, width: int = 4):
     return scores, ended, log_probs, ref, mask
 
 
-def _token_rewards(
-    scores, ended, log_probs, ref, mask, kl_coef, penalty, *, at=0, sign=-1.0, axis=1, masked=True
-):
+def _token_rewards(scores, ended, log_probs, ref, mask, kl_coef, penalty, *, at=0, sign=-1.0, axis=1, masked=True):
     """The definition, with places to go wrong."""
     last = (mask.sum(axis) - 1 + at).clamp(0, mask.shape[1] - 1)
     place = torch.nn.functional.one_hot(last, mask.shape[1])
@@ -159,7 +128,7 @@ def check_token_rewards(function: Callable[..., Tensor]) -> None:
     got = function(scores, ended, log_probs.requires_grad_(True), ref, mask, 0.2, 1.5)
     if got.requires_grad:
         cause = "a missing detach: rewards are data; a gradient in them trains the policy in a second way"
-        _fail(name, "log_probs that require grad", "rewards that require grad", "rewards that do not", cause)
+        fail(name, "log_probs that require grad", "rewards that require grad", "rewards that do not", cause)
     print(f"{name}: passed (a case by hand, 20 random ones with junk at padding, no gradient)")
 
 
@@ -169,23 +138,13 @@ def _reward_faults(*case) -> dict[str, Callable[[], Tensor]]:
     kl, score = -kl_coef * (log_probs - ref) * mask, (scores - penalty * ~ended)[:, None]
     rest = (log_probs, ref, mask, kl_coef)
     return {
-        "the sign of the KL term: log_probs above the reference must cost": partial(
-            _token_rewards, *case, sign=1.0
-        ),
-        "off by one: the last real token is in column length - 1, not length": partial(
-            _token_rewards, *case, at=1
-        ),
+        "the sign of the KL term: log_probs above the reference must cost": partial(_token_rewards, *case, sign=1.0),
+        "off by one: the last real token is in column length - 1, not length": partial(_token_rewards, *case, at=1),
         "off by one: the score is one token too early": partial(_token_rewards, *case, at=-1),
-        "the score is in the last column, which is padding for shorter replies": partial(
-            _token_rewards, *case, at=99
-        ),
+        "the score is in the last column, which is padding for shorter replies": partial(_token_rewards, *case, at=99),
         "the mask is missing: padding has a KL reward": partial(_token_rewards, *case, masked=False),
-        "the score is given at every token, so long replies are paid more than once": lambda: (
-            kl + score * mask
-        ),
-        "the wrong axis: lengths are mask.sum(dim=1), one for each reply": partial(
-            _token_rewards, *case, axis=0
-        ),
+        "the score is given at every token, so long replies are paid more than once": lambda: kl + score * mask,
+        "the wrong axis: lengths are mask.sum(dim=1), one for each reply": partial(_token_rewards, *case, axis=0),
         "the penalty for a missing end is left out": partial(_token_rewards, scores, ended, *rest, 0.0),
         "the penalty falls on the replies that did end; use ~ended": partial(
             _token_rewards, scores, ~ended, *rest, penalty
@@ -225,16 +184,12 @@ def check_kl_loss(function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) 
     Raises:
         AssertionError: with the first case that fails and what usually causes it.
     """
-    hint = (
-        "weight.detach() * 1/2 (log-ratio of the reply)^2 with weight = exp(sum(log_probs - old_log_probs))"
-    )
+    hint = "weight.detach() * 1/2 (log-ratio of the reply)^2 with weight = exp(sum(log_probs - old_log_probs))"
     for seed in range(10):
         *inputs, expected = _kl_case(seed, on_policy=seed == 0)
         case = f"world {seed}, samples of " + ("the policy itself" if seed == 0 else "an older policy")
         gradient = partial(_expected_gradient, *inputs)
-        faults = {
-            cause: partial(gradient, partial(_kl_loss, **options)) for cause, options in _KL_FAULTS.items()
-        }
+        faults = {cause: partial(gradient, partial(_kl_loss, **options)) for cause, options in _KL_FAULTS.items()}
         _compare("gradient of kl_loss", case, partial(gradient, function), expected, faults, hint)
     print("kl_loss: passed (its expected gradient is that of the KL in 10 worlds, 9 of them off-policy)")
 
@@ -274,9 +229,7 @@ def _expected_gradient(world: TokenWorld, ref: Tensor, logits: Tensor, old_logit
     values = loss(log_probs, old_log_probs, ref_log_probs, world.mask)
     if not isinstance(values, Tensor) or values.shape != (world.num_sequences,):
         got = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        raise ValueError(
-            f"kl_loss returned {got}, expected one number for each of {world.num_sequences} replies"
-        )
+        raise ValueError(f"kl_loss returned {got}, expected one number for each of {world.num_sequences} replies")
     if not values.requires_grad:
         raise ValueError("kl_loss returned a tensor without gradient; detach the importance weight only")
     (world.law(old_logits)[0] * values).sum().backward()
@@ -294,6 +247,7 @@ def check_over_refusal(function: Callable[[list], Interval]) -> None:
     Raises:
         AssertionError: with the first case that fails and what usually causes it.
     """
+    hint = "take over_refusal of the verdicts where it is not None, then proportion_interval"
     counts = [(2, 6, 3, 1), (0, 10, 5, 5), (1, 1, 20, 0), (7, 93, 40, 10), (5, 0, 0, 3)]
     for refused, answered, rightly, complied in counts:
         verdicts = [_verdict(True, False)] * refused + [_verdict(False, False)] * answered
@@ -302,32 +256,18 @@ def check_over_refusal(function: Callable[[list], Interval]) -> None:
         case += " requests refused, one reply without a verdict"
         expected = proportion_interval(refused, refused + answered)
         faults = _over_refusal_faults(refused, answered, rightly, complied)
-        _compare_interval(case, lambda v=verdicts: function(v), expected, faults)
+        compare("over_refusal", case, lambda v=verdicts: function(v), expected, faults, hint, same=_agree)
     print("over_refusal: passed (5 mixtures of harmless and harmful requests)")
 
 
-def _compare_interval(case: str, call: Callable[[], Interval], expected: Interval, faults: dict) -> None:
-    try:
-        got = call()
-    except NotImplementedError:
-        raise
-    except Exception as error:  # the reader's code may raise anything
-        got = f"{type(error).__name__}: {error}"
-    if not (isinstance(got, Interval) and _agree(got, expected)):
-        hint = "take over_refusal of the verdicts where it is not None, then proportion_interval"
-        alike = [cause for cause, fault in faults.items() if isinstance(got, Interval) and _agree(got, fault)]
-        _fail("over_refusal", case, got, expected, alike[0] if alike else hint)
-
-
-def _agree(got: Interval, expected: Interval) -> bool:
-    return all(
-        abs(getattr(got, part) - getattr(expected, part)) < TOLERANCE
-        for part in ("mean", "low", "high", "count")
+def _agree(got, expected: Interval) -> bool:
+    return isinstance(got, Interval) and all(
+        abs(getattr(got, part) - getattr(expected, part)) < TOLERANCE for part in ("mean", "low", "high", "count")
     )
 
 
-def _over_refusal_faults(refused: int, answered: int, rightly: int, complied: int) -> dict[str, Interval]:
-    """Cause -> the interval that it gives."""
+def _over_refusal_faults(refused: int, answered: int, rightly: int, complied: int) -> dict[str, Callable[[], Interval]]:
+    """Cause -> what gives the interval that it leads to."""
     harmless, harmful = refused + answered, rightly + complied
     everyone = harmless + harmful
     shares = {
@@ -337,8 +277,6 @@ def _over_refusal_faults(refused: int, answered: int, rightly: int, complied: in
         "refusals of harmful requests are counted over the harmless ones": (refused + rightly, harmless),
         "the share of harmless requests answered, not refused": (answered, harmless),
     }
-    faults = {cause: proportion_interval(k, n) for cause, (k, n) in shares.items() if k <= n}
+    faults = {cause: partial(proportion_interval, k, n) for cause, (k, n) in shares.items() if k <= n}
     values = [1.0] * refused + [0.0] * answered
-    return faults | {
-        "a t-interval: for a share near 0 it leaves [0, 1] or has width 0": mean_interval(values)
-    }
+    return faults | {"a t-interval: for a share near 0 it leaves [0, 1] or has width 0": partial(mean_interval, values)}

@@ -6,9 +6,12 @@ same answer.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import combinations, pairwise, product
 from random import Random
+
+from rlhf_lab.checks.compare import compare
 
 RANDOM_CASES = 50
 Tiers = Sequence[Sequence[int]]
@@ -26,23 +29,11 @@ def _same(got, expected) -> bool:
         return False
 
 
-def _compare(
-    name: str, case: str, call: Callable[[], object], expected, faults: Mapping[str, Callable[[], object]], hint: str
-) -> None:
-    """Run `call` and compare; on a difference name the fault that gives the same answer, or the hint."""
-    try:
-        got = call()
-    except NotImplementedError:
-        raise
-    except Exception as error:  # the reader's code may raise anything
-        got, faults = f"{type(error).__name__}: {error}", {}
-    if _same(got, expected):
-        return
-    if got is None:
-        cause = "it returned None; is there a `return`?"
-    else:
-        cause = next((cause for cause, fault in faults.items() if _same(got, fault())), hint)
-    raise AssertionError(f"{name}, {case}:\n  got       {got!r}\n  expected  {expected!r}\n  usual cause: {cause}")
+def _odd(got, expected) -> str | None:
+    return "it returned None; is there a `return`?" if got is None else None
+
+
+_compare = partial(compare, same=_same, odd=_odd)
 
 
 # -- pairs of a ranking ----------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Pebble Town: a small world of language whose true reward is known.
 
 `facts` what is true, `sentences` the grammar, `skills` what is asked and who answers, `oracle` what a reply is worth,
-`corpus` what is written and voted on, `raters` the simulated people who rank.
+`corpus` what is written, `raters` the simulated people who rank.
 """
 
 from rlhf_lab.town.corpus import demonstrations, documents
