@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SLACK = 1e-9  # by how much a row of probabilities may miss 1
+SLACK = {torch.float64: 1e-9, torch.float32: 1e-5}  # by how much a row of probabilities may miss 1
 ROUNDING = 1e-10  # an advantage below this is none
 
 
@@ -83,7 +83,7 @@ def _check_shapes(mdp: TabularMDP) -> None:
 def _check_laws(name: str, laws: Tensor) -> None:
     if not (laws >= 0).all():  # NaN fails too
         raise ValueError(f"{name}[{_first(~(laws >= 0))}] is negative or not a number; expected probabilities")
-    wrong = (laws.sum(dim=-1) - 1).abs() > SLACK
+    wrong = (laws.sum(dim=-1) - 1).abs() > SLACK.get(laws.dtype, SLACK[torch.float32])
     if wrong.any():
         row = f"[{_first(wrong)}]" if wrong.dim() else ""
         raise ValueError(f"{name}{row} sums to {laws.sum(dim=-1)[wrong].flatten()[0]:.6g}; expected 1")
@@ -172,8 +172,8 @@ def _under(mdp: TabularMDP, policy: Tensor) -> tuple[Tensor, Tensor]:
     """(P_pi [S, S], r_pi [S]): the process with the policy's choices built in."""
     if tuple(policy.shape) != tuple(mdp.rewards.shape):
         raise ValueError(f"policy has shape {tuple(policy.shape)}; expected {tuple(mdp.rewards.shape)}")
-    policy = policy.double()
     _check_laws("policy", policy.detach())
+    policy = policy.double()
     return torch.einsum("sa,sat->st", policy, mdp.transitions), (policy * mdp.rewards).sum(dim=1)
 
 
@@ -363,18 +363,18 @@ def _check_map(rows: Sequence[str]) -> None:
 
 HELLO, ASK = "Hello, I am looking for a place to read.", "Do you want to buy a book?"
 REPLIES = ("Go to the bookshop.", "Go to the library.", ASK, "I do not know.")
-TIMINGS = ("at once", "late", "rare")
+TIMINGS = ("immediate", "delayed", "sparse")
 
 
-def dialogue(timing: str = "at once", buyers: float = 0.5, gamma: float = 1.0) -> TabularMDP:
+def dialogue(timing: str = "immediate", buyers: float = 0.5, gamma: float = 1.0) -> TabularMDP:
     """A help desk and a visitor who wants to buy a book or to borrow one: states are histories, actions replies.
 
     The right place earns 1, the wrong one -1, asking back costs 0.2, asking twice 1, not to know nothing. After the
     visitor's last words there is one more step, in which nothing that is said matters.
 
     Args:
-        timing: "at once": every reply is paid when it is given; "late": all that was earned is paid in the last step;
-            "rare": 1 in the last step if the visitor was sent to the right place, and nothing else.
+        timing: "immediate": every reply is paid when it is given; "delayed": all that was earned is paid in the last
+            step; "sparse": 1 in the last step if the visitor was sent to the right place, and nothing else.
         buyers: share of the visitors who want to buy, in [0, 1].
         gamma: discount.
 
@@ -401,8 +401,9 @@ def dialogue(timing: str = "at once", buyers: float = 0.5, gamma: float = 1.0) -
     start[0] = 1
     for history, action, probability, after, reward in steps:
         moves[number[history], action, number[after]] = probability
-        rewards[number[history], action] += probability * reward * (timing == "at once")
-    paid_last = {"at once": lambda h: 0.0, "late": earned.get, "rare": lambda h: float(h[-1] == "Thank you!")}[timing]
+        rewards[number[history], action] += probability * reward * (timing == "immediate")
+    thanked = lambda history: float(history[-1] == "Thank you!")  # noqa: E731
+    paid_last = {"immediate": lambda history: 0.0, "delayed": earned.get, "sparse": thanked}[timing]
     for history in set(histories) - {step[0] for step in steps}:  # nothing is answered to these
         moves[number[history], :, -1], rewards[number[history]] = 1, paid_last(history)
     states = (*(" / ".join(history) for history in histories), "end")

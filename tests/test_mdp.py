@@ -160,12 +160,12 @@ def test_a_map_that_cannot_be_read_is_refused(rows, message):
         gridworld(rows)
 
 
-@pytest.mark.parametrize("timing", ["at once", "late", "rare"])
+@pytest.mark.parametrize("timing", ["immediate", "delayed", "sparse"])
 def test_the_timing_of_rewards_moves_no_return(timing):
     """Whatever the policy, the same is paid, only earlier or later (gamma 1)."""
-    mdp, now = dialogue(timing), dialogue("at once")
+    mdp, now = dialogue(timing), dialogue("immediate")
     policy = torch.randn(len(mdp.states), 4, generator=torch.Generator().manual_seed(0)).double().softmax(-1)
-    if timing != "rare":
+    if timing != "sparse":
         assert float(expected_return(mdp, policy)) == pytest.approx(float(expected_return(now, policy)))
     _, best = value_iteration(mdp)
     first = mdp.states.index("Hello, I am looking for a place to read.")
@@ -179,7 +179,7 @@ def test_an_impossible_dialogue_is_refused(bad):
 
 
 def test_a_clear_wish_makes_asking_back_a_waste():
-    mdp = dialogue("at once", buyers=0.99)
+    mdp = dialogue("immediate", buyers=0.99)
     first = mdp.states.index("Hello, I am looking for a place to read.")
     assert mdp.actions[int(value_iteration(mdp)[1][first].argmax())] == "Go to the bookshop."
 
@@ -210,6 +210,12 @@ def test_an_impossible_process_is_refused(case):
     change, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         TabularMDP(**(GOOD | change))
+
+
+def test_a_policy_in_single_precision_is_a_policy():
+    policy = torch.softmax(torch.randn(4, 2, generator=torch.Generator().manual_seed(3)), dim=-1)
+    exact = expected_return(random_mdp(0), (policy.double() / policy.double().sum(1, keepdim=True)))
+    assert float(expected_return(random_mdp(0), policy)) == pytest.approx(float(exact), abs=1e-5)
 
 
 def test_policies_that_have_no_value_are_refused():
