@@ -393,6 +393,15 @@ def clipped_step(
     return norm
 
 
+def mean_rows(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Column means of rows with the same columns; nothing of no rows.
+
+    >>> mean_rows([{"loss": 1.0}, {"loss": 2.0}])
+    {'loss': 1.5}
+    """
+    return {name: sum(row[name] for row in rows) / len(rows) for name in (rows[0] if rows else ())}
+
+
 def require(condition: bool, name: str, got: object, expected: str) -> None:
     """Raise the house's ValueError unless `condition`."""
     if not condition:

@@ -26,6 +26,7 @@ from rlhf_lab.checkpoints import (
     RunState,
     generator_for,
     graceful_interrupt,
+    mean_rows,
     require,
 )  # fmt: skip
 from rlhf_lab.feedback.records import Conversation, as_conversation
@@ -543,13 +544,13 @@ def optimise(run: Run, experience: Experience, texts, config: RLHFConfig, genera
         for rows in shuffled.tensor_split(-(-len(shuffled) // config.minibatch_rows)):  # even, so none is tiny
             numbers = minibatch_gradient(run, experience, rows, config, first=not steps)
             if config.kl_stop is not None and numbers["approx_kl"] > config.kl_stop and steps:
-                return _mean_of(steps)
+                return mean_rows(steps)
             if config.lm_coef > 0:
                 picked = torch.randint(len(texts), (len(rows),), generator=generator)
                 numbers["lm_loss"] = language_model_gradient(run.policy, [texts[i] for i in picked], config)
             numbers["grad_norm"] = run.clipped_step(config)
             steps.append(numbers)
-    return _mean_of(steps)
+    return mean_rows(steps)
 
 
 def minibatch_gradient(run: Run, experience: Experience, rows: Tensor, config: RLHFConfig, first: bool):
@@ -666,7 +667,3 @@ def _fingerprint(lm, prompts, texts):
     for parameter in lm.model.parameters():
         digest = zlib.crc32(parameter.detach().float().cpu().contiguous().numpy().tobytes(), digest)
     return digest
-
-
-def _mean_of(steps):
-    return {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}

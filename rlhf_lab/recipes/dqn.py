@@ -1,0 +1,221 @@
+"""DQN: Q-learning with a network, made stable by a replay memory and a target network, with double targets.
+
+Left out: prioritised replay, dueling heads, several steps, distributions of returns.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import smooth_l1_loss
+from tqdm.auto import trange
+
+from rlhf_lab import invariants
+from rlhf_lab.checkpoints import History, generator_for, graceful_interrupt, mean_rows, require
+from rlhf_lab.episodes import MakeEnv, Runner, make_envs
+from rlhf_lab.policies import perceptron
+
+
+@dataclass(frozen=True)
+class DQNConfig:
+    """Every choice of a DQN run. Defaults are for CartPole and its like.
+
+    Attributes:
+        total_steps: of the environment, >= 1.
+        learning_starts: steps taken at random before the first gradient, >= 1.
+        train_every: steps between bursts of gradients, >= 1.
+        gradients: of each burst, >= 1.
+        batch: transitions in one gradient, >= 1.
+        memory: transitions kept, the oldest leave first; at least `batch`.
+        target_every: gradients between copies to the target network, >= 1.
+        double: the online network chooses the next action and the target network values it.
+        learning_rate: Adam's, at the start.
+        final_fraction: in [0, 1]; share of the rate left at the end, a linear fall; 1 is constant.
+        max_grad_norm: > 0.
+        gamma: in [0, 1].
+        epsilon, final_epsilon: in [0, 1], share of random actions at the first step and from `exploration` on.
+        exploration: in (0, 1], share of the run in which epsilon falls.
+        hidden: widths of the network's layers.
+        evaluate_every: bursts between calls of `evaluate`.
+        seed: of weights, environment, actions and batches.
+    """
+
+    total_steps: int = 50_000
+    learning_starts: int = 1000
+    train_every: int = 128
+    gradients: int = 64
+    batch: int = 64
+    memory: int = 100_000
+    target_every: int = 100
+    double: bool = True
+    learning_rate: float = 1e-3
+    final_fraction: float = 0.0
+    max_grad_norm: float = 10.0
+    gamma: float = 0.99
+    epsilon: float = 1.0
+    final_epsilon: float = 0.04
+    exploration: float = 0.2
+    hidden: Sequence[int] = (128, 128)
+    evaluate_every: int = 50
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        counts = ("total_steps", "learning_starts", "train_every", "gradients", "batch", "target_every")
+        for name in (*counts, "evaluate_every"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("learning_rate", "max_grad_norm"):
+            require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "a number above 0")
+        for name in ("gamma", "final_fraction", "epsilon", "final_epsilon"):
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
+        require(0 < self.exploration <= 1, "exploration", self.exploration, "in (0, 1]")
+        require(self.memory >= self.batch, "memory", self.memory, f"at least batch, {self.batch}")
+        require(self.learning_starts < self.total_steps, "learning_starts", self.learning_starts, "below total_steps")
+
+
+@dataclass(frozen=True)
+class DQNResult:
+    """What was learned.
+
+    Attributes:
+        network: observations [..., D] -> values of the actions [..., A].
+        history: a row a burst, numbered by the steps taken. return: mean of the episodes that ended since the last row
+            (None where none did). loss, q_value (of the actions taken), grad_norm: means. epsilon: now.
+        interrupted: True where an interrupt ended the run early.
+    """
+
+    network: nn.Module
+    history: History
+    interrupted: bool
+
+
+class Memory:
+    """The last `size` transitions, in a ring."""
+
+    def __init__(self, size: int, observation: Tensor):
+        self.observations, self.next_observations = (observation.new_zeros(size, *observation.shape) for _ in range(2))
+        self.actions = torch.zeros(size, dtype=torch.long)
+        self.rewards, self.discounts = torch.zeros(size), torch.zeros(size)
+        self.count = 0
+
+    def __len__(self) -> int:
+        return min(self.count, len(self.rewards))
+
+    def add(self, episodes) -> None:
+        """Every step of the rows, with what was truly seen after it."""
+        mask = episodes.mask
+        place = (self.count + torch.arange(int(mask.sum()))) % len(self.rewards)
+        self.observations[place] = episodes.observations[:, :-1][mask]
+        self.next_observations[place] = episodes.observations[:, 1:][mask]
+        for name in ("actions", "rewards", "discounts"):
+            getattr(self, name)[place] = getattr(episodes, name)[mask]
+        self.count += len(place)
+
+
+def dqn(
+    env: MakeEnv,
+    config: DQNConfig | None = None,
+    *,
+    network: nn.Module | None = None,
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+) -> DQNResult:
+    """Learn action values with a network.
+
+        minimise  huber(r + discount max over a' of Q_target(s', a') - Q(s, a)),    discount 0 after a terminal step
+
+    Args:
+        env: Box observations and Discrete actions: an id, or a function that makes one.
+        config: DQNConfig() if None.
+        network: trained in place; a perceptron if None.
+        evaluate: called with the network before the first step, every `evaluate_every` bursts and after the last.
+
+    Returns:
+        DQNResult; it acts by `network(observations).argmax(-1)`.
+
+    Raises:
+        ValueError: an argument that cannot be, or an environment with other spaces.
+        FloatingPointError: the gradient is NaN or infinite.
+
+    Example:
+        >>> result = dqn("CartPole-v1", DQNConfig(total_steps=256, learning_starts=64))
+        >>> result.network(torch.zeros(1, 4)).shape
+        torch.Size([1, 2])
+
+    Source: Mnih et al. 2015; the double targets: van Hasselt, Guez and Silver 2016. Chapter 03.
+    """
+    config = config or DQNConfig()
+    envs = make_envs(env, 1, config.seed)
+    sizes = (math.prod(envs[0].observation_space.shape or (0,)), int(envs[0].action_space.n))
+    require(sizes[0] > 0, "env's observations", envs[0].observation_space, "a Box (use q_learning for Discrete ones)")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        network = network or perceptron(*sizes, config.hidden)
+    target = copy.deepcopy(network).requires_grad_(False)
+    optimiser = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
+    runner, memory, generator = Runner(envs), None, generator_for(config.seed, "dqn")
+    history, updates, bursts = History(), 0, -(-config.total_steps // config.train_every)
+    if evaluate is not None:
+        history.add(step=0, **evaluate(network))
+    with graceful_interrupt() as interrupt:
+        for burst in trange(bursts, desc="DQN", leave=False):
+            taken = burst * config.train_every
+            epsilon = exploration_rate(config, taken)
+            for group in optimiser.param_groups:
+                group["lr"] = config.learning_rate * (1 - (1 - config.final_fraction) * burst / bursts)
+            episodes = runner.collect(exploring(network, epsilon, generator), config.train_every, config.gamma)
+            memory = memory or Memory(config.memory, episodes.observations[0, 0])
+            memory.add(episodes)
+            steps = []
+            for _ in range(config.gradients if memory.count >= config.learning_starts else 0):
+                if updates % config.target_every == 0:
+                    target.load_state_dict(network.state_dict())
+                rows = torch.randint(len(memory), (config.batch,), generator=generator)
+                loss, q_value = td_loss(network, target, memory, rows, config.double)
+                optimiser.zero_grad()
+                loss.backward()
+                norm = nn.utils.clip_grad_norm_(network.parameters(), config.max_grad_norm)
+                invariants.check_finite("the gradient norm", norm, taken)
+                optimiser.step()
+                updates += 1
+                steps.append({"loss": float(loss.detach()), "q_value": float(q_value), "grad_norm": float(norm)})
+            mean_return = sum(episodes.returns) / len(episodes.returns) if episodes.returns else None
+            last, stop = burst + 1 == bursts, interrupt.requested
+            due = evaluate is not None and (last or stop or (burst + 1) % config.evaluate_every == 0)
+            numbers = {"return": mean_return, "epsilon": epsilon} | mean_rows(steps)
+            history.add(step=taken + config.train_every, **numbers, **(evaluate(network) if due else {}))
+            if stop:
+                break
+    return DQNResult(network, history, interrupted=burst + 1 < bursts)
+
+
+def exploration_rate(config: DQNConfig, step: int) -> float:
+    """Share of random actions at a step: 1 until learning starts, then a linear fall, then constant."""
+    if step < config.learning_starts:
+        return 1.0
+    done = min(1.0, step / (config.exploration * config.total_steps))
+    return config.epsilon + (config.final_epsilon - config.epsilon) * done
+
+
+def exploring(network: nn.Module, epsilon: float, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+    """Observations -> the action with the highest value, or any with probability epsilon."""
+
+    def act(observations: Tensor) -> Tensor:
+        q_values = network(observations)
+        anything = torch.randint(q_values.shape[-1], q_values.shape[:-1], generator=generator)
+        random = torch.rand(anything.shape, generator=generator) < epsilon
+        return torch.where(random, anything, q_values.argmax(-1))
+
+    return act
+
+
+def td_loss(network, target, memory: Memory, rows: Tensor, double: bool) -> tuple[Tensor, Tensor]:
+    """Mean Huber loss of the TD errors of some transitions, and the mean value of their actions."""
+    with torch.no_grad():
+        after = memory.next_observations[rows]
+        later = target(after)
+        chosen = (network(after) if double else later).argmax(-1, keepdim=True)
+        targets = memory.rewards[rows] + memory.discounts[rows] * later.gather(-1, chosen).squeeze(-1)
+    q_values = network(memory.observations[rows]).gather(-1, memory.actions[rows, None]).squeeze(-1)
+    return smooth_l1_loss(q_values, targets), q_values.detach().mean()

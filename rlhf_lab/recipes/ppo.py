@@ -1,0 +1,253 @@
+"""PPO for gymnasium environments: fragments from environments side by side, GAE, clipped steps, again.
+
+The same maths as `rlhf.py`, on actions that an environment understands. Every step of the batch counts alike, so the
+padded rows of `Episodes` are flattened before the minibatches.
+Left out: recurrent policies, normalised observations and rewards (gymnasium has wrappers), checkpoints (the state of
+an environment cannot be saved; an interrupt keeps the policy that was learned).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import trange
+
+from rlhf_lab import invariants
+from rlhf_lab.checkpoints import History, generator_for, graceful_interrupt, mean_rows, require
+from rlhf_lab.episodes import Episodes, MakeEnv, Runner, make_envs, policy_for, value_for
+from rlhf_lab.kl import kl_k1, kl_k3
+from rlhf_lab.objectives import (
+    clip_fraction,
+    clipped_surrogate_objective,
+    clipped_value_loss,
+    explained_variance,
+)  # fmt: skip
+from rlhf_lab.policies import sampling
+from rlhf_lab.returns import gae
+from rlhf_lab.tensors import masked_whiten
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Every choice of a PPO run. Defaults are for CartPole and its like.
+
+    Attributes:
+        total_steps: of all environments together; the last iteration is never cut short, so it may be a few more.
+        environments: side by side, >= 1.
+        steps: of each environment in an iteration, >= 1.
+        epochs: passes over each batch, >= 1.
+        minibatch: steps in one gradient, >= 2.
+        learning_rate: Adam's, at the start, of policy and value alike.
+        final_fraction: in [0, 1]; share of the rate left at the end, a linear fall; 1 is constant.
+        adam_epsilon: > 0; 1e-5 as in the PPO code bases.
+        max_grad_norm: > 0; the gradient is clipped to this norm.
+        gamma, gae_lambda: in [0, 1].
+        clip_epsilon: > 0, half width of the ratio's band; infinity: no clipping.
+        value_clip_epsilon: > 0, how far a value moves in one iteration, in units of the return; infinity: no clipping.
+        value_coef: >= 0, weight of the value loss.
+        entropy_coef: >= 0, weight of the entropy bonus.
+        kl_penalty: >= 0, weight of KL(old || new) in the loss, the other leash of the PPO paper.
+        kl_stop: nats a step, > 0; the epochs end once the approximate KL of a minibatch exceeds it. None: never.
+        kl_coef: >= 0, reward units per nat of KL to the `reference`, paid in the reward of every step.
+        whiten: whether the advantages of a minibatch get mean 0 and variance 1.
+        check_invariants: live checks on the first minibatch of every iteration.
+        evaluate_every: iterations between calls of `evaluate`.
+        seed: of weights, environments, actions and minibatches.
+
+    Source: Schulman et al. 2017 for the method; Huang et al. 2022, The 37 Implementation Details of PPO, for the rest.
+    """
+
+    total_steps: int = 100_000
+    environments: int = 8
+    steps: int = 128
+    epochs: int = 10
+    minibatch: int = 256
+    learning_rate: float = 1e-3
+    final_fraction: float = 0.0
+    adam_epsilon: float = 1e-5
+    max_grad_norm: float = 0.5
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    clip_epsilon: float = 0.2
+    value_clip_epsilon: float = math.inf
+    value_coef: float = 0.5
+    entropy_coef: float = 0.0
+    kl_penalty: float = 0.0
+    kl_stop: float | None = None
+    kl_coef: float = 0.0
+    whiten: bool = True
+    check_invariants: bool = True
+    evaluate_every: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("total_steps", "environments", "steps", "epochs", "evaluate_every"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("learning_rate", "adam_epsilon", "max_grad_norm", "clip_epsilon", "value_clip_epsilon"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        for name in ("value_coef", "entropy_coef", "kl_penalty", "kl_coef"):
+            require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "a number from 0 on")
+        for name in ("gamma", "gae_lambda", "final_fraction"):
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
+        batch = self.environments * self.steps
+        require(2 <= self.minibatch <= batch, "minibatch", self.minibatch, f"from 2 to environments * steps, {batch}")
+        require(self.kl_stop is None or self.kl_stop > 0, "kl_stop", self.kl_stop, "above 0, or None")
+
+
+@dataclass(frozen=True)
+class PPOResult:
+    """What was learned.
+
+    Attributes:
+        policy, value: trained.
+        history: a row an iteration, numbered by the steps taken. return: mean of the episodes that ended in it (None
+            where none did). entropy, approx_kl (k3, nats a step, old to new), clip_fraction, policy_loss, value_loss,
+            grad_norm: means over the minibatches. explained_variance: before the update.
+        interrupted: True where an interrupt ended the run early.
+    """
+
+    policy: nn.Module
+    value: nn.Module
+    history: History
+    interrupted: bool
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N steps in no order: everything is data, [N] or [N, ...]."""
+
+    observations: Tensor
+    actions: Tensor
+    old_log_probs: Tensor
+    old_values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+    def select(self, rows: Tensor) -> "Batch":
+        return Batch(*(getattr(self, f.name)[rows] for f in fields(self)))
+
+
+def ppo(
+    env: MakeEnv,
+    config: PPOConfig | None = None,
+    *,
+    policy: nn.Module | None = None,
+    value: nn.Module | None = None,
+    reference: nn.Module | None = None,
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+) -> PPOResult:
+    """Train a policy and a value function by proximal policy optimisation.
+
+        maximise  min(ratio A, clip(ratio, 1 - eps, 1 + eps) A),   A by GAE, whitened
+
+    Args:
+        env: the id of a registered environment, or a function that makes one; Discrete or Box actions.
+        config: PPOConfig() if None.
+        policy, value: trained in place; a table or a perceptron by the spaces if None. Parameters may be shared.
+        reference: the other end of the leash where kl_coef > 0, a policy that is left as it is.
+        evaluate: called with the policy before the first iteration, every `evaluate_every` and after the last; its
+            numbers go into the history.
+
+    Returns:
+        PPOResult. A truncated episode bootstraps from the value of its true last state.
+
+    Raises:
+        ValueError: an argument that cannot be, an environment with other spaces, a reward that is not finite.
+        FloatingPointError: a loss or gradient is NaN or infinite.
+
+    Example:
+        >>> config = PPOConfig(total_steps=64, environments=2, steps=32, minibatch=32, epochs=1)
+        >>> result = ppo("CartPole-v1", config)
+        >>> result.history.column("entropy")[0].tolist()
+        [64]
+
+    Source: Schulman et al. 2017, Proximal Policy Optimization Algorithms. Chapter 05.
+    """
+    config = config or PPOConfig()
+    require((config.kl_coef > 0) == (reference is not None), "reference", reference, "one exactly where kl_coef > 0")
+    envs = make_envs(env, config.environments, config.seed, continuous=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        policy, value = policy or policy_for(envs[0]), value or value_for(envs[0])
+    parameters = list(nn.ModuleList([policy, value]).parameters())  # each once, shared or not
+    optimiser = torch.optim.Adam(parameters, lr=config.learning_rate, eps=config.adam_epsilon)
+    runner, generator, history = Runner(envs), generator_for(config.seed, "ppo"), History()
+    size = config.environments * config.steps
+    iterations = -(-config.total_steps // size)
+    if evaluate is not None:
+        history.add(step=0, **evaluate(policy))
+    with graceful_interrupt() as interrupt:
+        for i in trange(iterations, desc="PPO", leave=False):
+            for group in optimiser.param_groups:
+                group["lr"] = config.learning_rate * (1 - (1 - config.final_fraction) * i / iterations)
+            episodes = runner.collect(sampling(policy, generator), config.steps, config.gamma)
+            batch, numbers = prepare(episodes, policy, value, reference, config)
+            steps = []
+            for rows in minibatches(size, config, generator):
+                losses, row = ppo_losses(policy, value, batch.select(rows), config, first=not steps)
+                if config.kl_stop is not None and steps and row["approx_kl"] > config.kl_stop:
+                    break
+                optimiser.zero_grad()
+                losses.backward()
+                norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+                invariants.check_finite("the gradient norm", norm, i + 1)
+                optimiser.step()
+                steps.append(row | {"grad_norm": float(norm)})
+            last, stop = i + 1 == iterations, interrupt.requested
+            due = evaluate is not None and (last or stop or (i + 1) % config.evaluate_every == 0)
+            history.add(step=(i + 1) * size, **numbers, **mean_rows(steps), **(evaluate(policy) if due else {}))
+            if stop:
+                break
+    return PPOResult(policy, value, history, interrupted=i + 1 < iterations)
+
+
+@torch.no_grad()
+def prepare(episodes: Episodes, policy, value, reference, config: PPOConfig) -> tuple[Batch, dict]:
+    """Experience as flat data, with advantages; and the numbers to log."""
+    mask, rewards = episodes.mask, episodes.rewards
+    log_probs, values = episodes.log_probs(policy), episodes.values(value)
+    if reference is not None:
+        rewards = rewards - config.kl_coef * kl_k1(log_probs, episodes.log_probs(reference))
+    advantages = gae(rewards, values, episodes.discounts, mask, config.gae_lambda)
+    returns = advantages + values[:, :-1]
+    numbers = {
+        "return": sum(episodes.returns) / len(episodes.returns) if episodes.returns else None,
+        "explained_variance": float(explained_variance(values[:, :-1], returns, mask)),
+    }
+    columns = (episodes.observations[:, :-1], episodes.actions, log_probs, values[:, :-1], advantages, returns)
+    return Batch(*(column[mask] for column in columns)), numbers
+
+
+def minibatches(size: int, config: PPOConfig, generator: torch.Generator):
+    """Rows of each minibatch: every step once an epoch, in an order of its own."""
+    for _ in range(config.epochs):
+        yield from torch.randperm(size, generator=generator).tensor_split(-(-size // config.minibatch))
+
+
+def ppo_losses(policy, value, batch: Batch, config: PPOConfig, first: bool) -> tuple[Tensor, dict]:
+    """The loss to minimise on a minibatch, and the numbers to log.
+
+    -mean[surrogate + entropy_coef H - kl_penalty KL(old || new)] + value_coef mean[clipped squared error]
+    """
+    law = policy(batch.observations)
+    log_probs, old = law.log_prob(batch.actions), batch.old_log_probs
+    everything = torch.ones_like(log_probs, dtype=torch.bool)
+    if first and config.check_invariants:
+        tolerance = invariants.tolerance_for(log_probs.dtype)
+        invariants.check_first_minibatch(log_probs.detach(), old, everything, config.clip_epsilon, tolerance)
+    advantages = masked_whiten(batch.advantages, everything) if config.whiten else batch.advantages
+    gain = clipped_surrogate_objective(log_probs, old, advantages, config.clip_epsilon)
+    divergence, entropy = kl_k3(old, log_probs), law.entropy()  # the actions are samples of the old policy
+    gain = gain + config.entropy_coef * entropy - config.kl_penalty * divergence
+    errors = clipped_value_loss(value(batch.observations), batch.old_values, batch.returns, config.value_clip_epsilon)
+    numbers = {
+        "entropy": entropy.mean(),
+        "approx_kl": divergence.mean(),
+        "clip_fraction": clip_fraction(log_probs, old, config.clip_epsilon, everything),
+        "policy_loss": -gain.mean(),
+        "value_loss": errors.mean(),
+    }
+    loss = -gain.mean() + config.value_coef * errors.mean()
+    return loss, {name: float(number.detach()) for name, number in numbers.items()}

@@ -1,0 +1,130 @@
+"""Q-learning on a table: the value of every action in every state, learned one step at a time.
+
+Left out: eligibility traces, double Q-learning on tables, optimistic starts (pass your own `q_values`).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from gymnasium.spaces import Discrete
+from tqdm.auto import trange
+
+from rlhf_lab.checkpoints import History, graceful_interrupt, require
+from rlhf_lab.episodes import MakeEnv, make_envs
+
+
+@dataclass(frozen=True)
+class QLearningConfig:
+    """Every choice of a run of Q-learning.
+
+    Attributes:
+        steps: of the environment, >= 1.
+        learning_rate: in (0, 1]; of the first visit of a pair.
+        learning_rate_power: in [0, 1]; visit n of a pair learns at learning_rate / n^power. Above 1/2 the rates meet
+            the conditions of the convergence proof, 0 is a constant rate.
+        epsilon: in [0, 1], share of actions at random at the first step.
+        final_epsilon: in [0, 1], the same at the last step, a linear change between them.
+        gamma: in [0, 1].
+        log_every: steps between rows of the history.
+        seed: of environment and actions.
+    """
+
+    steps: int = 50_000
+    learning_rate: float = 1.0
+    learning_rate_power: float = 0.6
+    epsilon: float = 1.0
+    final_epsilon: float = 0.1
+    gamma: float = 0.99
+    log_every: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "log_every"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(0 < self.learning_rate <= 1, "learning_rate", self.learning_rate, "in (0, 1]")
+        for name in ("learning_rate_power", "epsilon", "final_epsilon", "gamma"):
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
+
+
+@dataclass(frozen=True)
+class QLearningResult:
+    """What was learned.
+
+    Attributes:
+        q_values: [S, A].
+        visits: [S, A], how often each pair was updated.
+        history: a row every `log_every` steps. return: mean of the episodes that ended since the last row (None where
+            none did). td_error: mean of |target - Q| since then.
+        interrupted: True where an interrupt ended the run early.
+    """
+
+    q_values: np.ndarray
+    visits: np.ndarray
+    history: History
+    interrupted: bool
+
+
+def q_learning(
+    env: MakeEnv, config: QLearningConfig | None = None, *, q_values: np.ndarray | None = None
+) -> QLearningResult:
+    """Learn the optimal action values from a policy that explores.
+
+        Q(s, a) += rate (r + gamma max over a' of Q(s', a') - Q(s, a)),    without the max after a terminal step
+
+    Args:
+        env: with Discrete observations and actions: an id, or a function that makes one.
+        config: QLearningConfig() if None.
+        q_values: [S, A] to start from (copied); 0 if None.
+
+    Returns:
+        QLearningResult.
+
+    Raises:
+        ValueError: an argument that cannot be, or an environment with other spaces.
+
+    Example:
+        >>> result = q_learning("CliffWalking-v1", QLearningConfig(steps=200, gamma=1.0))
+        >>> result.q_values.shape, int(result.visits.sum())
+        ((48, 4), 200)
+
+    Source: Watkins and Dayan 1992. Chapter 03.
+    """
+    config = config or QLearningConfig()
+    (env,) = make_envs(env, 1, config.seed)
+    if not isinstance(env.observation_space, Discrete):
+        raise ValueError(f"env has observations {env.observation_space}; expected Discrete (use dqn for these)")
+    shape = (int(env.observation_space.n), int(env.action_space.n))
+    q_values = np.zeros(shape) if q_values is None else np.array(q_values, dtype=float)
+    require(q_values.shape == shape, "q_values", q_values.shape, f"shape {shape}")
+    visits, random, history = np.zeros(shape, dtype=int), np.random.default_rng(config.seed), History()
+    state, earned, returns, errors = env.reset()[0], 0.0, [], []
+    with graceful_interrupt() as interrupt:
+        for step in trange(1, config.steps + 1, desc="Q-learning", leave=False):
+            epsilon = config.epsilon + (config.final_epsilon - config.epsilon) * step / config.steps
+            action = explore(q_values[state], epsilon, random)
+            after, reward, terminated, truncated, _ = env.step(action)
+            target = reward + config.gamma * (0.0 if terminated else q_values[after].max())
+            error = target - q_values[state, action]
+            visits[state, action] += 1
+            rate = config.learning_rate / visits[state, action] ** config.learning_rate_power
+            q_values[state, action] += rate * error
+            errors.append(abs(error))
+            earned, state = earned + reward, after
+            if terminated or truncated:
+                returns.append(earned)
+                state, earned = env.reset()[0], 0.0
+            stop = interrupt.requested
+            if stop or step == config.steps or step % config.log_every == 0:
+                mean_return = float(np.mean(returns)) if returns else None
+                history.add(step=step, **{"return": mean_return, "td_error": float(np.mean(errors))})
+                returns, errors = [], []
+            if stop:
+                break
+    return QLearningResult(q_values, visits, history, interrupted=step < config.steps)
+
+
+def explore(q_values: np.ndarray, epsilon: float, random: np.random.Generator) -> int:
+    """Epsilon-greedy: any action with probability epsilon, else one of the best, drawn evenly among equals."""
+    if random.random() < epsilon:
+        return int(random.integers(len(q_values)))
+    return int(random.choice(np.flatnonzero(q_values == q_values.max())))

@@ -1,0 +1,222 @@
+"""REINFORCE, with and without a baseline, and with a critic: whole episodes in, one gradient step out.
+
+Settings of one loop: baseline="none" is Williams' REINFORCE, "mean" subtracts the return of the *other* episodes,
+"value" a learned value, and with gae_lambda below 1 that value also replaces the future: the actor-critic.
+Left out: eligibility traces, natural gradients, checkpoints (the state of an environment cannot be saved; an interrupt
+keeps the policy that was learned).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import trange
+
+from rlhf_lab import invariants
+from rlhf_lab.checkpoints import History, generator_for, graceful_interrupt, require
+from rlhf_lab.episodes import Episodes, MakeEnv, collect_episodes, make_envs, policy_for, value_for
+from rlhf_lab.kl import kl_k1
+from rlhf_lab.objectives import reinforce_objective
+from rlhf_lab.policies import sampling
+from rlhf_lab.returns import discounted_returns, gae, lambda_returns
+from rlhf_lab.tensors import masked_mean, masked_sum
+
+BASELINES = ("none", "mean", "value")
+
+
+@dataclass(frozen=True)
+class ReinforceConfig:
+    """Every choice of a run of REINFORCE or of the actor-critic.
+
+    Attributes:
+        iterations: gradient steps of the policy, >= 1.
+        episodes: in each iteration, >= 1 (>= 2 with baseline="mean").
+        max_steps: an episode is cut after so many, >= 1.
+        learning_rate, value_learning_rate: Adam's, > 0.
+        value_epochs: gradient steps of the value on each batch, >= 1.
+        gamma: discount, in [0, 1].
+        baseline: one of `BASELINES`.
+        gae_lambda: in [0, 1]; below 1 only with baseline="value".
+        reward_to_go: False weights every action by the return of its whole episode, past included.
+        discount_visits: weight step t by gamma^t, so that the estimate is that of the gradient of the discounted J;
+            practice leaves it out.
+        entropy_coef: >= 0, weight of the entropy bonus, in units of the return per nat.
+        kl_coef: >= 0, reward units per nat of KL to the `reference`, paid in the reward of every step.
+        evaluate_every: iterations between calls of `evaluate`.
+        seed: of weights, environments and actions.
+    """
+
+    iterations: int = 200
+    episodes: int = 16
+    max_steps: int = 10_000
+    learning_rate: float = 1e-2
+    value_learning_rate: float = 1e-2
+    value_epochs: int = 5
+    gamma: float = 0.99
+    baseline: str = "value"
+    gae_lambda: float = 1.0
+    reward_to_go: bool = True
+    discount_visits: bool = False
+    entropy_coef: float = 0.0
+    kl_coef: float = 0.0
+    evaluate_every: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "episodes", "max_steps", "value_epochs", "evaluate_every"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("learning_rate", "value_learning_rate"):
+            require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "a number above 0")
+        for name in ("entropy_coef", "kl_coef"):
+            require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "a number from 0 on")
+        for name in ("gamma", "gae_lambda"):
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
+        require(self.baseline in BASELINES, "baseline", self.baseline, f"one of {BASELINES}")
+        require(
+            self.baseline != "mean" or self.episodes > 1, "episodes", self.episodes, "at least 2 with that baseline"
+        )
+        critic = self.baseline == "value" and self.reward_to_go
+        require(critic or self.gae_lambda == 1, "gae_lambda", self.gae_lambda, "1 without a value, or whole returns")
+
+
+@dataclass(frozen=True)
+class ReinforceResult:
+    """What was learned.
+
+    Attributes:
+        policy: trained.
+        value: trained along; None where the baseline is no value.
+        history: a row an iteration. return: mean undiscounted return of its episodes. length: their mean length.
+            entropy: nats a step. grad_norm: of the policy. value_loss: after the value's last step.
+        interrupted: True where an interrupt ended the run early.
+    """
+
+    policy: nn.Module
+    value: nn.Module | None
+    history: History
+    interrupted: bool
+
+
+def reinforce(
+    env: MakeEnv,
+    config: ReinforceConfig | None = None,
+    *,
+    policy: nn.Module | None = None,
+    value: nn.Module | None = None,
+    reference: nn.Module | None = None,
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+) -> ReinforceResult:
+    """Climb the expected return along its sampled gradient, one step a batch of episodes.
+
+        gradient = mean over episodes of sum_t grad log pi(a_t | s_t) A_t
+
+    Args:
+        env: the id of a registered environment, or a function that makes one; Discrete actions.
+        config: ReinforceConfig() if None.
+        policy, value: trained in place; a table or a perceptron by the spaces if None.
+        reference: the other end of the leash where kl_coef > 0, a policy that is left as it is.
+        evaluate: called with the policy before the first iteration, every `evaluate_every` and after the last; its
+            numbers go into the history.
+
+    Returns:
+        ReinforceResult.
+
+    Raises:
+        ValueError: an argument that cannot be, an environment with other spaces, a reward that is not finite.
+        FloatingPointError: the gradient is NaN or infinite.
+
+    Example:
+        >>> result = reinforce("CartPole-v1", ReinforceConfig(iterations=2, episodes=2, max_steps=20))
+        >>> len(result.history)
+        2
+
+    Source: Williams 1992; Sutton et al. 2000; the critic: Konda and Tsitsiklis 2000. Chapters 02 and 04.
+    """
+    config = config or ReinforceConfig()
+    require((config.kl_coef > 0) == (reference is not None), "reference", reference, "one exactly where kl_coef > 0")
+    envs = make_envs(env, config.episodes, config.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        policy = policy or policy_for(envs[0])
+        value = (value or value_for(envs[0])) if config.baseline == "value" else None
+    optimiser = torch.optim.Adam(policy.parameters(), lr=config.learning_rate)
+    critic = value and torch.optim.Adam(value.parameters(), lr=config.value_learning_rate)
+    generator, history = generator_for(config.seed, "reinforce"), History()
+    if evaluate is not None:
+        history.add(step=0, **evaluate(policy))
+    with graceful_interrupt() as interrupt:
+        for step in trange(1, config.iterations + 1, desc="REINFORCE", leave=False):
+            episodes = collect_episodes(envs, sampling(policy, generator), config.gamma, config.max_steps)
+            mask, rewards = episodes.mask, leashed(episodes, policy, reference, config.kl_coef)
+            advantages = weights(episodes, rewards, value, config)
+            law = policy(episodes.observations[:, :-1][mask])
+            log_probs = law.log_prob(episodes.actions[mask])
+            gain = reinforce_objective(log_probs, advantages[mask]) + config.entropy_coef * law.entropy()
+            optimiser.zero_grad()
+            (-gain.sum() / len(mask)).backward()
+            norm = nn.utils.get_total_norm([p.grad for p in policy.parameters()])
+            invariants.check_finite("the gradient norm", norm, step)
+            optimiser.step()
+            numbers = {"return": masked_sum(episodes.rewards, mask, dim=1).mean(), "length": mask.sum(1).float().mean()}
+            numbers |= {"entropy": law.entropy().mean().detach(), "grad_norm": norm}
+            if value is not None:
+                numbers["value_loss"] = fit_value(value, critic, episodes, rewards, config)
+            last, stop = step == config.iterations, interrupt.requested
+            due = evaluate is not None and (last or stop or step % config.evaluate_every == 0)
+            history.add(step=step, **numbers, **(evaluate(policy) if due else {}))
+            if stop:
+                break
+    return ReinforceResult(policy, value, history, interrupted=step < config.iterations)
+
+
+@torch.no_grad()
+def leashed(episodes: Episodes, policy, reference, kl_coef: float) -> Tensor:
+    """[B, T] rewards minus kl_coef times the k1 of every step; the rewards as they are without a reference."""
+    if reference is None:
+        return episodes.rewards
+    return episodes.rewards - kl_coef * kl_k1(episodes.log_probs(policy), episodes.log_probs(reference))
+
+
+@torch.no_grad()
+def weights(episodes: Episodes, rewards: Tensor, value: nn.Module | None, config: ReinforceConfig) -> Tensor:
+    """[B, T] what each log-prob is multiplied with: a return, or an advantage."""
+    mask, discounts = episodes.mask, episodes.discounts
+    values = None if value is None else episodes.values(value)
+    if config.reward_to_go and value is not None:
+        advantages = gae(rewards, values, discounts, mask, config.gae_lambda)
+    else:
+        advantages = discounted_returns(rewards, discounts, mask)
+        if not config.reward_to_go:
+            advantages = torch.where(mask, advantages[:, :1], 0)
+        if value is not None:
+            advantages = advantages - values[:, :-1]
+    if config.baseline == "mean":
+        advantages = advantages - others_mean(advantages, mask)
+    if config.discount_visits:
+        advantages = advantages * config.gamma ** torch.arange(mask.shape[1])
+    return torch.where(mask, advantages, 0)
+
+
+def others_mean(returns: Tensor, mask: Tensor) -> Tensor:
+    """[B, 1] mean over the steps of the *other* rows: it does not depend on the row's own actions.
+
+    >>> others_mean(torch.tensor([[1.0, 3.0], [5.0, 0.0]]), torch.tensor([[True, True], [True, False]])).tolist()
+    [[5.0], [2.0]]
+    """
+    total, count = masked_sum(returns, mask, dim=1), mask.sum(1)
+    return ((total.sum() - total) / (count.sum() - count))[:, None]
+
+
+def fit_value(value, optimiser, episodes: Episodes, rewards: Tensor, config: ReinforceConfig) -> float:
+    """A few steps on the squared error of the values; returns half of its last mean."""
+    mask = episodes.mask
+    with torch.no_grad():
+        targets = lambda_returns(rewards, episodes.values(value), episodes.discounts, mask, config.gae_lambda)
+    for _ in range(config.value_epochs):
+        loss = masked_mean((episodes.values(value)[:, :-1] - targets).square() / 2, mask)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return float(loss.detach())
