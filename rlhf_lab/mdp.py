@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SLACK = {torch.float64: 1e-9, torch.float32: 1e-5}  # by how much a row of probabilities may miss 1
+SLACK = {torch.float64: 1e-9, torch.float32: 1e-5}  # by how much a row of probabilities may miss 1, by its precision
 ROUNDING = 1e-10  # an advantage below this is none
 
 
@@ -21,7 +21,7 @@ class TabularMDP:
     """A finite Markov decision process; tensors become float64.
 
     Attributes:
-        transitions: [S, A, S], P(next state | state, action); every row sums to 1.
+        transitions: [S, A, S], P(next state | state, action); every row sums to 1, to 1e-5 where it is float32.
         rewards: [S, A], expected reward of an action in a state.
         start: [S], law of the first state.
         gamma: discount, in [0, 1]; 1 needs an absorbing state or a horizon.
@@ -43,11 +43,14 @@ class TabularMDP:
     actions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("transitions", "rewards", "start"):
-            object.__setattr__(self, name, torch.as_tensor(getattr(self, name), dtype=torch.float64))
+        given = {name: getattr(self, name) for name in ("transitions", "rewards", "start")}
+        for name, numbers in given.items():
+            object.__setattr__(self, name, torch.as_tensor(numbers, dtype=torch.float64))
         _check_shapes(self)
-        _check_laws("transitions", self.transitions)
-        _check_laws("start", self.start)
+        for name in ("transitions", "start"):
+            laws = getattr(self, name)
+            _check_laws(name, laws, getattr(given[name], "dtype", None))
+            object.__setattr__(self, name, laws / laws.sum(dim=-1, keepdim=True))
         if not self.rewards.isfinite().all():
             raise ValueError(f"rewards[{_first(~self.rewards.isfinite())}] is not finite; expected finite numbers")
         if not 0 <= self.gamma <= 1:
@@ -80,10 +83,10 @@ def _check_shapes(mdp: TabularMDP) -> None:
             raise ValueError(f"{name} holds {len(getattr(mdp, name))} names; expected {count}, or none")
 
 
-def _check_laws(name: str, laws: Tensor) -> None:
+def _check_laws(name: str, laws: Tensor, given: torch.dtype | None = None) -> None:
     if not (laws >= 0).all():  # NaN fails too
         raise ValueError(f"{name}[{_first(~(laws >= 0))}] is negative or not a number; expected probabilities")
-    wrong = (laws.sum(dim=-1) - 1).abs() > SLACK.get(laws.dtype, SLACK[torch.float32])
+    wrong = (laws.sum(dim=-1) - 1).abs() > SLACK.get(given or laws.dtype, SLACK[torch.float64])
     if wrong.any():
         row = f"[{_first(wrong)}]" if wrong.dim() else ""
         raise ValueError(f"{name}{row} sums to {laws.sum(dim=-1)[wrong].flatten()[0]:.6g}; expected 1")
@@ -208,8 +211,8 @@ def value_iteration(mdp: TabularMDP, tolerance: float = 1e-12, sweeps: int = 100
         sweeps: most of them.
 
     Returns:
-        values [S] and policy [S, A], 1 at the best action (the first of equal ones); with a horizon H values
-        [H + 1, S] and policy [H, S, A], row h for H - h steps left.
+        values [S] and policy [S, A], 1 at the best action (of equal ones the first, or with gamma 1 the first on the
+        way to an end); with a horizon H values [H + 1, S] and policy [H, S, A], row h for H - h steps left.
 
     Raises:
         ValueError: no convergence, as where rewards can be collected for ever with gamma 1.
@@ -223,7 +226,7 @@ def value_iteration(mdp: TabularMDP, tolerance: float = 1e-12, sweeps: int = 100
         better = mdp.q_values(values).amax(dim=1)
         change, values = (better - values).abs().max(), better
         if change <= tolerance:
-            return values, _greedy(mdp.q_values(values))
+            return values, _best_policy(mdp, mdp.q_values(values))
     raise ValueError(f"no convergence in {sweeps} sweeps (last change {change:.3g}); lower gamma or set a horizon")
 
 
@@ -256,14 +259,35 @@ def policy_iteration(mdp: TabularMDP) -> tuple[Tensor, Tensor]:
         advantages = mdp.q_values(values) - values[:, None]
         improves = advantages.amax(dim=1) > ROUNDING
         if not improves.any():
-            return values, _greedy(advantages + ROUNDING * policy)
+            return values, _best_policy(mdp, advantages)
         policy = torch.where(improves[:, None], _greedy(advantages), policy)
 
 
 def _greedy(q_values: Tensor) -> Tensor:
     """[S, A], 1 at the action with the highest value, the first of those within rounding."""
-    best = q_values >= q_values.amax(dim=1, keepdim=True) - 1e-12
-    return torch.nn.functional.one_hot(best.int().argmax(dim=1), q_values.shape[1]).double()
+    return _one_hot(_ties(q_values))
+
+
+def _best_policy(mdp: TabularMDP, q_values: Tensor) -> Tensor:
+    """Greedy, and with gamma 1 on the way to an end: an action as good as another may walk in a circle for ever."""
+    ties, ends = _ties(q_values), mdp.absorbing
+    if mdp.gamma < 1:
+        return _one_hot(ties)
+    chosen = ties & ends[:, None]
+    while True:
+        closer = ties & (mdp.transitions[:, :, ends].sum(2) > 0) & ~ends[:, None]
+        if not closer.any():  # where no tie leads to an end, none is better than another
+            return _one_hot(torch.where(ends[:, None], chosen, ties))
+        chosen, ends = chosen | closer, ends | closer.any(1)
+
+
+def _ties(q_values: Tensor) -> Tensor:
+    return q_values >= q_values.amax(dim=1, keepdim=True) - ROUNDING
+
+
+def _one_hot(allowed: Tensor) -> Tensor:
+    """[S, A], 1 at the first allowed action of every state."""
+    return torch.nn.functional.one_hot(allowed.int().argmax(dim=1), allowed.shape[1]).double()
 
 
 # -- processes --------------------------------------------------------------------------------------------------------

@@ -92,6 +92,21 @@ def test_value_and_policy_iteration_agree_with_the_best_of_all_policies(seed):
         torch.testing.assert_close(policy_evaluation(mdp, policy), best, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("solve", [value_iteration, policy_iteration])
+@pytest.mark.parametrize("mdp", [chain(4), gridworld(["S..", ".#.", "..G"], gamma=1.0, slip=0.2)])
+def test_of_equal_actions_one_that_ends_is_chosen(solve, mdp):
+    """Without a cost of steps every way is as good as another, as long as it arrives."""
+    values, policy = solve(mdp)
+    torch.testing.assert_close(policy_evaluation(mdp, policy), values, rtol=0, atol=1e-8)
+
+
+def test_a_policy_that_cannot_end_is_greedy():
+    """State 0 may stay for nothing or pay to leave; staying is best, and nothing ends."""
+    moves = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]])
+    mdp = TabularMDP(moves, torch.tensor([[0.0, -1.0], [0.0, 0.0]]), torch.tensor([1.0, 0.0]), 1.0)
+    assert value_iteration(mdp)[1][0].tolist() == [1, 0]
+
+
 def test_with_a_horizon_the_best_action_may_depend_on_the_time_left():
     """Action 0 pays 1 at once; action 1 pays 10 two steps later."""
     moves, rewards = torch.zeros(3, 2, 3), torch.zeros(3, 2)
@@ -216,6 +231,12 @@ def test_a_policy_in_single_precision_is_a_policy():
     policy = torch.softmax(torch.randn(4, 2, generator=torch.Generator().manual_seed(3)), dim=-1)
     exact = expected_return(random_mdp(0), (policy.double() / policy.double().sum(1, keepdim=True)))
     assert float(expected_return(random_mdp(0), policy)) == pytest.approx(float(exact), abs=1e-5)
+
+
+def test_laws_in_single_precision_are_laws():
+    moves = torch.tensor([[[0.95, 0.05], [0.3, 0.7]]] * 2)
+    mdp = TabularMDP(moves, torch.zeros(2, 2), torch.tensor([0.1, 0.9]), 0.9)
+    assert (mdp.transitions.sum(2) - 1).abs().max() < 1e-12
 
 
 def test_policies_that_have_no_value_are_refused():
