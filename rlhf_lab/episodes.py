@@ -78,6 +78,10 @@ class _Row:
         return self.before + sum(self.rewards)
 
 
+def _first_row(env: gymnasium.Env) -> _Row:
+    return _Row([np.array(env.reset()[0])])
+
+
 def collect_episodes(envs: Sequence[gymnasium.Env], act: Act, gamma: float, max_steps: int = 10_000) -> Episodes:
     """One whole episode in each environment, all of them played to their ends.
 
@@ -88,7 +92,7 @@ def collect_episodes(envs: Sequence[gymnasium.Env], act: Act, gamma: float, max_
         envs: from `make_envs`; each is reset.
         act: observations -> actions, `policies.sampling(...)` or `policies.greedy(...)`.
         gamma: discount, in [0, 1].
-        max_steps: a longer episode is cut there, as by a time limit.
+        max_steps: a longer episode is cut there, as by a time limit; its return is not among `returns`.
 
     Returns:
         Episodes; row b is from envs[b].
@@ -106,7 +110,7 @@ def collect_episodes(envs: Sequence[gymnasium.Env], act: Act, gamma: float, max_
 
     Chapter 02.
     """
-    rows = [_Row([env.reset()[0]]) for env in envs]
+    rows = [_first_row(env) for env in envs]
     for _ in range(max_steps):
         alive = [(env, row) for env, row in zip(envs, rows, strict=True) if not row.over]
         if not alive:
@@ -126,7 +130,7 @@ class Runner:
 
     def __init__(self, envs: Sequence[gymnasium.Env]):
         self.envs = list(envs)
-        self._rows = [_Row([env.reset()[0]]) for env in self.envs]
+        self._rows = [_first_row(env) for env in self.envs]
 
     def collect(self, act: Act, steps: int, gamma: float) -> Episodes:
         """`steps` steps in each environment; where an episode ends within them a new row begins.
@@ -147,7 +151,7 @@ class Runner:
             for i, (env, row) in enumerate(zip(self.envs, self._rows, strict=True)):
                 if row.over:
                     done.append(row)
-                    self._rows[i] = _Row([env.reset()[0]])
+                    self._rows[i] = _first_row(env)
         rows = done + [row for row in self._rows if row.actions]
         self._rows = [_Row([row.observations[-1]], row.earned) for row in self._rows]
         return _stack(rows, gamma, self.envs[0])
@@ -159,7 +163,7 @@ def _step(envs: Sequence[gymnasium.Env], rows: Sequence[_Row], act: Act) -> None
     actions = act(_observed([row.observations[-1] for row in rows], envs[0])).numpy()
     for env, row, action in zip(envs, rows, actions, strict=True):
         seen, reward, row.terminated, truncated, _ = env.step(_played(action, env))
-        row.observations.append(seen)
+        row.observations.append(np.array(seen))  # a copy: some environments write into one buffer
         row.actions.append(action)
         row.rewards.append(float(reward))
         row.over = row.terminated or truncated
@@ -179,8 +183,10 @@ def _observed(observations: list, env: gymnasium.Env) -> Tensor:
     if isinstance(space, Discrete):
         return torch.from_numpy(array - space.start)
     if np.issubdtype(space.dtype, np.integer):
-        return torch.from_numpy(array.astype(np.int64))
-    return torch.from_numpy(array.astype(np.float32).reshape(len(array), -1))
+        array = array.astype(np.int64)
+    else:
+        array = array.astype(np.float32)
+    return torch.from_numpy(array.reshape(len(array), -1))
 
 
 def _stack(rows: list[_Row], gamma: float, env: gymnasium.Env) -> Episodes:

@@ -43,9 +43,16 @@ def orthogonal(layer: nn.Linear, gain: float) -> nn.Linear:
     return layer
 
 
+class ToFloat(nn.Module):
+    """Numbers of any type -> float32, so that a vector of integers can enter a perceptron."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float()
+
+
 def perceptron(inputs: int, outputs: int, hidden: Sequence[int] = (64, 64), last_gain: float = 1.0) -> nn.Sequential:
     """Linear layers with tanh between them, orthogonal weights of gain sqrt 2, the last of gain `last_gain`."""
-    sizes, layers = [inputs, *hidden], []
+    sizes, layers = [inputs, *hidden], [ToFloat()]
     for size, after in zip(sizes, hidden, strict=False):
         layers += [orthogonal(nn.Linear(size, after), math.sqrt(2)), nn.Tanh()]
     return nn.Sequential(*layers, orthogonal(nn.Linear(sizes[-1], outputs), last_gain))

@@ -62,6 +62,13 @@ def test_the_ring_overwrites_its_oldest_place():
     assert memory.observations[:, 0].tolist() == [4, 5, 2, 3]
 
 
+def test_of_too_many_steps_the_last_ones_stay():
+    memory = Memory(4, torch.zeros(1))
+    memory.add(Runner([Counter(100)]).collect(last_bit, 7, gamma=0.5))
+    assert sorted(memory.rewards.tolist()) == [4, 5, 6, 7]
+    assert memory.count == 7
+
+
 def test_memory_keeps_what_was_truly_seen_after_a_step():
     """Episodes of two steps: neither kind of end shows the 0 after the reset."""
     for env, discounts in ((Counter(2), [0.5, 0, 0.5, 0]), (TimeLimit(Counter(9), 2), [0.5] * 4)):

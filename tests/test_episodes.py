@@ -264,6 +264,31 @@ def test_a_box_of_integers_stays_integers():
     assert episodes.observations[0, :, 0].tolist() == [0, 1, 2, 3]
 
 
+def test_a_box_of_integers_can_be_learned_from():
+    envs = make_envs(Tokens, 1, seed=0)
+    seen = collect_episodes(envs, lambda seen: seen[:, 0] * 0, gamma=1.0).observations
+    assert policy_for(envs[0])(seen).probs.shape == (1, 4, 2)
+    assert value_for(envs[0])(seen).shape == (1, 4)
+
+
+class OneBuffer(Counter):
+    """Writes every observation into the same array."""
+
+    def reset(self, *, seed=None, options=None):
+        self.buffer, info = super().reset(seed=seed)
+        return self.buffer, info
+
+    def step(self, action):
+        seen, *rest = super().step(action)
+        self.buffer[:] = seen
+        return self.buffer, *rest
+
+
+def test_observations_are_copied():
+    episodes = collect_episodes(make_envs(OneBuffer, 1, seed=0), lambda seen: seen[:, 0].long() * 0, gamma=1.0)
+    assert episodes.observations.flatten().tolist() == [0, 1, 2, 3]
+
+
 def with_spaces(observations, actions):
     def make():
         env = Counter()

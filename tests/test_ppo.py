@@ -391,6 +391,11 @@ def test_a_minibatch_fits_into_the_batch():
         dataclasses.replace(FAST, minibatch=33)
 
 
+def test_no_part_of_a_batch_is_a_single_step():
+    with pytest.raises(ValueError, match="minibatch is 2; expected one that cuts 5 steps into parts of at least 2"):
+        PPOConfig(environments=1, steps=5, minibatch=2)
+
+
 def test_what_cannot_be_trained_is_refused():
     with pytest.raises(ValueError, match="reference is None; expected one exactly where kl_coef > 0"):
         ppo(Corridor, PPOConfig(kl_coef=0.1))

@@ -185,6 +185,38 @@ def test_a_choice_that_cannot_be_is_named(name):
         QLearningConfig(**{name: BAD[name]})
 
 
+class Shifted(gymnasium.Env):
+    """Spaces that do not begin at 0: three states from -1, two actions from 5; action 6 pays 1."""
+
+    observation_space, action_space = Discrete(3, start=-1), Discrete(2, start=5)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state = -1
+        return self.state, {}
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        self.state += 1
+        return self.state, float(action - 5), self.state == 1, False, {}
+
+
+def test_spaces_that_do_not_begin_at_0_are_shifted():
+    result = q_learning(Shifted, QLearningConfig(steps=200, gamma=1.0))
+    assert result.visits.sum(1).tolist() == [100, 100, 0]
+    assert result.q_values[0].argmax() == result.q_values[1].argmax() == 1
+
+
+def test_a_reward_that_is_no_number_is_refused():
+    class Broken(Shifted):
+        def step(self, action):
+            seen, _, *rest = super().step(action)
+            return seen, math.nan, *rest
+
+    with pytest.raises(ValueError, match="the reward of env is nan"):
+        q_learning(Broken, FAST)
+
+
 def test_what_cannot_be_learned_in_a_table_is_refused():
     with pytest.raises(ValueError, match=r"q_values is \(2, 5\); expected shape \(5, 2\)"):
         q_learning(lambda: Numbered(3), FAST, q_values=np.zeros((2, 5)))

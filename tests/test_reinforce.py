@@ -337,6 +337,7 @@ def test_a_choice_that_cannot_be_is_named(name):
         ({"baseline": "mean", "episodes": 1}, "episodes is 1; expected at least 2"),
         ({"baseline": "none", "gae_lambda": 0.9}, "gae_lambda is 0.9; expected 1"),
         ({"baseline": "value", "reward_to_go": False, "gae_lambda": 0.9}, "gae_lambda is 0.9; expected 1"),
+        ({"reward_to_go": False, "discount_visits": True}, "discount_visits is True; expected False"),
     ],
 )
 def test_choices_that_exclude_each_other_are_named(changes, message):
@@ -349,6 +350,8 @@ def test_what_cannot_be_trained_is_refused():
         reinforce(corridor, ReinforceConfig(kl_coef=0.1))
     with pytest.raises(ValueError, match=r"reference is Tab.*expected one exactly"):
         reinforce(corridor, ReinforceConfig(), reference=TabularPolicy(4, 2))
+    with pytest.raises(ValueError, match=r"value is Tab.*expected None with another baseline"):
+        reinforce(corridor, ReinforceConfig(baseline="mean"), value=TabularValue(4))
     with pytest.raises(ValueError, match=r"actions Box\(.*expected Discrete$"):
         reinforce("Pendulum-v1", FAST)
 

@@ -104,14 +104,14 @@ class Memory:
         return min(self.count, len(self.rewards))
 
     def add(self, episodes) -> None:
-        """Every step of the rows, with what was truly seen after it."""
-        mask = episodes.mask
-        place = (self.count + torch.arange(int(mask.sum()))) % len(self.rewards)
-        self.observations[place] = episodes.observations[:, :-1][mask]
-        self.next_observations[place] = episodes.observations[:, 1:][mask]
+        """The steps of the rows, with what was truly seen after them; the last ones where they are too many."""
+        mask, size = episodes.mask, len(self.rewards)
+        place = ((self.count + torch.arange(int(mask.sum()))) % size)[-size:]
+        self.observations[place] = episodes.observations[:, :-1][mask][-size:]
+        self.next_observations[place] = episodes.observations[:, 1:][mask][-size:]
         for name in ("actions", "rewards", "discounts"):
-            getattr(self, name)[place] = getattr(episodes, name)[mask]
-        self.count += len(place)
+            getattr(self, name)[place] = getattr(episodes, name)[mask][-size:]
+        self.count += int(mask.sum())
 
 
 def dqn(

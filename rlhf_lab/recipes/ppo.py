@@ -85,6 +85,7 @@ class PPOConfig:
     def __post_init__(self) -> None:
         for name in ("total_steps", "environments", "steps", "epochs", "evaluate_every"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(self.learning_rate < math.inf, "learning_rate", self.learning_rate, "a number above 0")
         for name in ("learning_rate", "adam_epsilon", "max_grad_norm", "clip_epsilon", "value_clip_epsilon"):
             require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
         for name in ("value_coef", "entropy_coef", "kl_penalty", "kl_coef"):
@@ -93,6 +94,8 @@ class PPOConfig:
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
         batch = self.environments * self.steps
         require(2 <= self.minibatch <= batch, "minibatch", self.minibatch, f"from 2 to environments * steps, {batch}")
+        least = batch // -(-batch // self.minibatch)
+        require(least > 1, "minibatch", self.minibatch, f"one that cuts {batch} steps into parts of at least 2")
         require(self.kl_stop is None or self.kl_stop > 0, "kl_stop", self.kl_stop, "above 0, or None")
 
 

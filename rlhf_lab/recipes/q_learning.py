@@ -3,6 +3,7 @@
 Left out: eligibility traces, double Q-learning on tables, optimistic starts (pass your own `q_values`).
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,12 +98,16 @@ def q_learning(
     q_values = np.zeros(shape) if q_values is None else np.array(q_values, dtype=float)
     require(q_values.shape == shape, "q_values", q_values.shape, f"shape {shape}")
     visits, random, history = np.zeros(shape, dtype=int), np.random.default_rng(config.seed), History()
-    state, earned, returns, errors = env.reset()[0], 0.0, [], []
+    first, shift = int(env.observation_space.start), int(env.action_space.start)
+    state, earned, returns, errors = env.reset()[0] - first, 0.0, [], []
     with graceful_interrupt() as interrupt:
         for step in trange(1, config.steps + 1, desc="Q-learning", leave=False):
-            epsilon = config.epsilon + (config.final_epsilon - config.epsilon) * step / config.steps
+            done = (step - 1) / max(1, config.steps - 1)
+            epsilon = config.epsilon + (config.final_epsilon - config.epsilon) * done
             action = explore(q_values[state], epsilon, random)
-            after, reward, terminated, truncated, _ = env.step(action)
+            seen, reward, terminated, truncated, _ = env.step(action + shift)
+            require(math.isfinite(reward), "the reward of env", reward, "a finite number")
+            after = seen - first
             target = reward + config.gamma * (0.0 if terminated else q_values[after].max())
             error = target - q_values[state, action]
             visits[state, action] += 1
@@ -112,7 +117,7 @@ def q_learning(
             earned, state = earned + reward, after
             if terminated or truncated:
                 returns.append(earned)
-                state, earned = env.reset()[0], 0.0
+                state, earned = env.reset()[0] - first, 0.0
             stop = interrupt.requested
             if stop or step == config.steps or step % config.log_every == 0:
                 mean_return = float(np.mean(returns)) if returns else None

@@ -39,7 +39,8 @@ class ReinforceConfig:
         gamma: discount, in [0, 1].
         baseline: one of `BASELINES`.
         gae_lambda: in [0, 1]; below 1 only with baseline="value".
-        reward_to_go: False weights every action by the return of its whole episode, past included.
+        reward_to_go: False weights every action by the return of its whole episode, past included; its rewards are
+            discounted from the first step, so that is the gradient of the discounted J already.
         discount_visits: weight step t by gamma^t, so that the estimate is that of the gradient of the discounted J;
             practice leaves it out.
         entropy_coef: >= 0, weight of the entropy bonus, in units of the return per nat.
@@ -77,6 +78,7 @@ class ReinforceConfig:
         require(
             self.baseline != "mean" or self.episodes > 1, "episodes", self.episodes, "at least 2 with that baseline"
         )
+        require(self.reward_to_go or not self.discount_visits, "discount_visits", True, "False with whole returns")
         critic = self.baseline == "value" and self.reward_to_go
         require(critic or self.gae_lambda == 1, "gae_lambda", self.gae_lambda, "1 without a value, or whole returns")
 
@@ -136,6 +138,7 @@ def reinforce(
     """
     config = config or ReinforceConfig()
     require((config.kl_coef > 0) == (reference is not None), "reference", reference, "one exactly where kl_coef > 0")
+    require(value is None or config.baseline == "value", "value", value, "None with another baseline")
     envs = make_envs(env, config.episodes, config.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
