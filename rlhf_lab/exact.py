@@ -302,6 +302,31 @@ class TokenWorld:
         ref_law = self._check_law("ref_law", ref_law)
         return (ref_law.log() + self._as_scores(scores).to(ref_law) / kl_coef).softmax(-1)
 
+    def shortfall(self, law: Tensor, ref_law: Tensor, kl_coef: float, scores: Scores | None = None) -> Tensor:
+        """How far a policy is from the best one on its leash: the figure that the series draws for every algorithm.
+
+        J* - J = kl_coef KL(law || law*),    J = expected score - kl_coef KL(law || reference)
+
+        Args:
+            law: [prompts, N] of the policy.
+            ref_law, kl_coef, scores: as in `optimum`.
+
+        Returns:
+            [prompts] in units of the score, >= 0 up to rounding.
+
+        Raises:
+            ValueError: wrong shapes, or kl_coef <= 0.
+
+        Example:
+            >>> world = TokenWorld(2, 1, torch.tensor([0.0, 1.0]))
+            >>> even = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
+            >>> world.shortfall(even, even, kl_coef=0.5).item()    # 1/2 log((1 + e^2) / 2) - 1/2
+            0.2169
+
+        Chapters 05 and 15.
+        """
+        return kl_coef * self.kl(law, self.optimum(ref_law, kl_coef, scores))
+
     def best_of_n(self, ref_law: Tensor, n: int, scores: Scores | None = None) -> Tensor:
         """The law of the best of n samples of the reference; among equally good ones the draw is uniform.
 

@@ -20,8 +20,14 @@ def _check_rows(rewards: Tensor, discounts: Tensor, mask: Tensor) -> None:
         raise ValueError(f"rewards must be [B, T], got shape {list(rewards.shape)}; add a row axis")
     check_shapes(rewards=rewards, discounts=discounts, mask=mask)
     check_mask(rewards, mask)
+    _check_finite(rewards[mask])
     if (mask[:, 1:] & ~mask[:, :-1]).any():
         raise ValueError("mask must be right-padded, got a True after a False; build it with length_mask")
+
+
+def _check_finite(rewards: Tensor) -> None:
+    if not rewards.isfinite().all():
+        raise ValueError("rewards holds NaN or infinity, expected finite numbers; look at what pays them")
 
 
 def _reverse_scan(x: Tensor, decay: Tensor, mask: Tensor, last: Tensor) -> Tensor:
@@ -52,7 +58,7 @@ def discounted_returns(rewards: Tensor, discounts: Tensor, mask: Tensor, bootstr
         [B, T], detached.
 
     Raises:
-        ValueError: shapes differ or mask is not right-padded.
+        ValueError: shapes differ, mask is not right-padded, or a reward at a real step is not finite.
 
     Example:
         >>> rewards, going_on = torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[0.5, 0.5, 0.5]])
@@ -172,6 +178,7 @@ def _centred(rewards: Tensor) -> Tensor:
             f"rewards must be [G, K] with K >= 2 responses to each prompt, got shape {list(rewards.shape)}; "
             "sample at least 2 responses a prompt"
         )
+    _check_finite(rewards)
     shifted = rewards - rewards[:, :1]  # so that rounding keeps a constant group at exactly 0
     return shifted - shifted.mean(dim=1, keepdim=True)
 
@@ -191,7 +198,7 @@ def leave_one_out_advantages(rewards: Tensor) -> Tensor:
         [G, K], detached; each row sums to 0.
 
     Raises:
-        ValueError: rewards is not [G, K] with K >= 2.
+        ValueError: rewards is not [G, K] with K >= 2, or holds NaN or infinity.
 
     Example:
         >>> leave_one_out_advantages(torch.tensor([[1.0, 2.0, 6.0]])).tolist()
@@ -221,7 +228,7 @@ def group_advantages(rewards: Tensor, scale: bool = True, epsilon: float = 1e-4)
         [G, K], detached; each row sums to 0.
 
     Raises:
-        ValueError: rewards is not [G, K] with K >= 2.
+        ValueError: rewards is not [G, K] with K >= 2, or holds NaN or infinity.
 
     Example:
         >>> group_advantages(torch.tensor([[1.0, 2.0, 6.0], [5.0, 5.0, 5.0]]), scale=False).tolist()

@@ -223,6 +223,7 @@ def test_any_law_falls_short_of_the_optimum_by_its_kl_to_it(case, kl_coef):
             return world.expected_reward(some_law, scores) - kl_coef * world.kl(some_law, ref_law)
 
         torch.testing.assert_close(objective(best) - objective(law), kl_coef * world.kl(law, best))
+        torch.testing.assert_close(world.shortfall(law, ref_law, kl_coef, scores), objective(best) - objective(law))
         weights = ref_law * (world._as_scores(scores) / kl_coef).exp()
         torch.testing.assert_close(best, weights / weights.sum(-1, keepdim=True))
         torch.testing.assert_close(objective(best), kl_coef * weights.sum(-1).log())

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_lab import evaluation
+
 ROOT = Path(__file__).parents[1]
 spec = importlib.util.spec_from_file_location("study", ROOT / "benchmarks" / "study.py")
 study = importlib.util.module_from_spec(spec)
@@ -16,6 +18,36 @@ spec.loader.exec_module(study)
 def test_stored_results_belong_to_this_script_config_and_model(name):
     for row in study.read_rows(ROOT / "data" / "results" / name):
         assert row["key"] == study.key(), f"{name}: compute seed {row['seed']} again with: python run.py bench study"
+
+
+def column(rows, name):
+    return [float(row[name]) for row in rows]
+
+
+def test_the_study_shows_what_the_chapters_say():
+    rows = study.read_rows(study.RESULTS / "rlhf_seeds.csv")
+    base, sft, rlhf, oracle = (column(rows, f"reward_{model}") for model in ("base", "sft", "rlhf", "oracle"))
+    assert len(rows) >= 10
+    assert evaluation.paired_difference(sft, base).low > 0
+    won, possible = ([x - y for x, y in zip(model, sft, strict=True)] for model in (rlhf, oracle))
+    assert evaluation.mean_interval(won).low > 0
+    assert evaluation.ratio_of_means_bootstrap(won, possible).low > 0.75
+    plateau = evaluation.mean_interval(column(rows, "late_gain_oracle"))
+    assert plateau.low < 0.02
+    assert min(column(rows, "rm_held_out_pairs")) >= 3000
+    short = [
+        c - a
+        for c, a in zip(*(column(rows, f"rm_held_out_{n}") for n in ("ceiling", "expected_accuracy")), strict=True)
+    ]
+    assert max(short) < 0.03
+
+
+def test_preferences_for_a_tone_change_the_tone():
+    rows = study.read_rows(study.RESULTS / "feedback_tone.csv")
+    assert {(row["seed"], row["taste"]) for row in rows} >= {(s, t) for s in "012" for t in ("ruder", "politer")}
+    for row in rows:
+        ratio = float(row["rude_rlhf"]) / float(row["rude_sft"])
+        assert ratio >= 2 if row["taste"] == "ruder" else ratio <= 0.5
 
 
 def test_the_key_changes_with_the_config_and_the_script(monkeypatch, tmp_path):
