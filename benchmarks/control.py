@@ -1,0 +1,148 @@
+"""PPO on control tasks: what it reaches, and how fast it is beside a well-kept library.
+
+    python run.py bench control                       every task and seed that data/results/control.csv lacks
+    python run.py bench control --tasks CartPole-v1 --seeds 0 1
+    python run.py bench control --speed               steps per second and seconds to 475 against stable-baselines3
+
+A run is judged by its final policy: 100 fresh greedy episodes, never the best of its past. Settings were chosen on
+seeds 100 and above. The comparison gives both sides the same network, settings, environment and one thread, pairs the
+runs (ours, theirs, ours, ...), and prints ratios, because the machine is noisy.
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from rows import RESULTS, key_of, put_rows, read_rows
+
+from rlhf_lab.episodes import play
+from rlhf_lab.policies import greedy
+from rlhf_lab.recipes import PPOConfig, ppo
+
+PATH = RESULTS / "control.csv"
+TASKS = {  # environment -> settings, number of seeds
+    "CartPole-v1": (PPOConfig(total_steps=100_000), 10),
+    "Acrobot-v1": (PPOConfig(total_steps=200_000, environments=16, steps=128, minibatch=256), 5),
+    "Pendulum-v1": (
+        PPOConfig(total_steps=200_000, environments=8, steps=256, minibatch=128, gamma=0.9, learning_rate=1e-3),
+        5,
+    ),
+}
+EPISODES, FRESH, SOLVED = 100, 10_000, 475.0
+SPEED = PPOConfig(total_steps=100_000, environments=8, steps=128, minibatch=256, epochs=10, final_fraction=1.0)
+
+
+def key(task: str) -> str:
+    return key_of(Path(__file__), asdict(TASKS[task][0]))
+
+
+def run(task: str, seed: int) -> dict:
+    """One training run and what its final policy earns."""
+    start = time.perf_counter()
+    result = ppo(task, replace(TASKS[task][0], seed=seed))
+    seconds = time.perf_counter() - start
+    returns = play(task, greedy(result.policy), EPISODES, FRESH + seed)
+    return {"mean_return": float(np.mean(returns)), "worst_return": float(np.min(returns)), "seconds": seconds}
+
+
+# -- speed ------------------------------------------------------------------------------------------------------------
+def seconds_to(steps: list[int], returns: list[float | None], seconds: list[float]) -> float:
+    """When the mean return of an iteration's episodes first reached SOLVED; NaN if it never did."""
+    reached = [s for s, r in zip(seconds, returns, strict=True) if r is not None and r >= SOLVED]
+    return reached[0] if reached else float("nan")
+
+
+def our_speed(seed: int) -> tuple[float, float]:
+    """(steps per second, seconds to SOLVED) of rlhf_lab."""
+    ticks: list[float] = []
+    config = replace(SPEED, seed=seed, evaluate_every=1)
+    start = time.perf_counter()
+    result = ppo("CartPole-v1", config, evaluate=lambda policy: ticks.append(time.perf_counter() - start) or {})
+    rows = result.history.to_list()[1:]  # the first row is from before the first step
+    total = rows[-1]["step"] / ticks[-1]
+    return total, seconds_to([r["step"] for r in rows], [r["return"] for r in rows], ticks[1:])
+
+
+def their_speed(seed: int) -> tuple[float, float]:
+    """The same of stable-baselines3, with its own logging and evaluation switched off."""
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.env_util import make_vec_env
+
+    class Watch(BaseCallback):
+        steps, returns, seconds = [], [], []
+
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            done = [info["r"] for info in self.model.ep_info_buffer]
+            self.steps.append(self.num_timesteps)
+            self.returns.append(float(np.mean(done[-8:])) if done else None)
+            self.seconds.append(time.perf_counter() - start)
+
+    watch = Watch()
+    watch.steps, watch.returns, watch.seconds = [], [], []
+    model = PPO(
+        "MlpPolicy",
+        make_vec_env("CartPole-v1", n_envs=SPEED.environments, seed=seed),
+        learning_rate=SPEED.learning_rate,
+        n_steps=SPEED.steps,
+        batch_size=SPEED.minibatch,
+        n_epochs=SPEED.epochs,
+        gamma=SPEED.gamma,
+        gae_lambda=SPEED.gae_lambda,
+        clip_range=SPEED.clip_epsilon,
+        ent_coef=SPEED.entropy_coef,
+        vf_coef=SPEED.value_coef,
+        max_grad_norm=SPEED.max_grad_norm,
+        seed=seed,
+        device="cpu",
+    )
+    start = time.perf_counter()
+    model.learn(SPEED.total_steps, callback=watch)
+    return model.num_timesteps / (time.perf_counter() - start), seconds_to(watch.steps, watch.returns, watch.seconds)
+
+
+def compare(pairs: int) -> None:
+    """Paired runs of both, and the ratio ours / theirs."""
+    ratios = []
+    for seed in range(pairs):
+        ours, theirs = our_speed(seed), their_speed(seed)
+        ratios.append(ours[0] / theirs[0])
+        for name, (rate, solved) in (("rlhf_lab", ours), ("stable-baselines3", theirs)):
+            print(f"seed {seed}  {name:18} {rate:7,.0f} steps/s   {solved:6.1f} s to a mean return of {SOLVED:.0f}")
+    low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+    print(f"steps per second, ours / theirs: median {middle:.2f}, quartiles {low:.2f} to {high:.2f}, {pairs} pairs")
+
+
+def main() -> None:
+    """Compute what is missing, or compare."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", choices=list(TASKS), nargs="+", default=list(TASKS))
+    parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--speed", action="store_true")
+    parser.add_argument("--pairs", type=int, default=5)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.speed:
+        compare(options.pairs)
+        return
+    for task in options.tasks:
+        for seed in options.seeds or range(TASKS[task][1]):
+            wanted = {"task": task, "seed": str(seed), "key": key(task)}
+            if any(wanted.items() <= row.items() for row in read_rows(PATH)):
+                print(f"{task}, seed {seed}: there already", file=sys.stderr)
+                continue
+            row = run(task, seed)
+            if seed < 100:  # seeds from 100 on are for choosing settings
+                put_rows(PATH, [{"key": key(task), "task": task, "seed": seed} | row], ("task", "seed"))
+            print(f"{task}, seed {seed}: " + ", ".join(f"{n} {v:.1f}" for n, v in row.items()), flush=True)
+
+
+if __name__ == "__main__":
+    main()
