@@ -11,19 +11,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rlhf_lab.checks.compare import compare, fail
+from rlhf_lab.checks.compare import compare, fail, same_tensors
 from rlhf_lab.tensors import length_mask
 
-TOLERANCE = 1e-6
 GAMMA = 0.9  # of the random rows
-
-
-def _same(got, expected: Tensor) -> bool:
-    return (
-        isinstance(got, Tensor)
-        and got.shape == expected.shape
-        and bool(torch.allclose(got.detach().double(), expected.double(), rtol=1e-5, atol=TOLERANCE))
-    )
 
 
 def _odd(got, expected: Tensor) -> str | None:
@@ -34,7 +25,7 @@ def _odd(got, expected: Tensor) -> str | None:
     return None
 
 
-_compare = partial(compare, same=_same, odd=_odd)
+_compare = partial(compare, same=same_tensors, odd=_odd)
 
 
 # -- rows -------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 
 from rlhf_lab.evaluation import Interval
@@ -42,6 +43,15 @@ def compare(
     if not same(got, expected):
         alike = (cause for cause, fault in faults.items() if same(got, fault()))
         fail(name, case, got, expected, odd(got, expected) or next(alike, hint))
+
+
+def same_tensors(got: object, expected: Tensor, tolerance: float = 1e-6) -> bool:
+    """Whether the answer is a tensor of the same shape and, up to rounding, the same numbers; of any precision."""
+    return (
+        isinstance(got, Tensor)
+        and got.shape == expected.shape
+        and torch.allclose(got.detach().double(), expected.double(), rtol=1e-5, atol=tolerance)
+    )
 
 
 def fail(name: str, case: str, got: object, expected: object, cause: str) -> None:

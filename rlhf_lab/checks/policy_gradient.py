@@ -12,19 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from rlhf_lab.checks.compare import compare, fail
+from rlhf_lab.checks.compare import compare, fail, same_tensors
 from rlhf_lab.exact import TokenWorld
 from rlhf_lab.tensors import length_mask
 
 Faults = dict[str, Callable[[], Tensor]]
-
-
-def _same(got, expected: Tensor) -> bool:
-    return (
-        isinstance(got, Tensor)
-        and got.shape == expected.shape
-        and bool(torch.allclose(got.detach().double(), expected.double(), rtol=1e-5, atol=1e-6))
-    )
 
 
 def _odd(got, expected: Tensor) -> str | None:
@@ -35,7 +27,7 @@ def _odd(got, expected: Tensor) -> str | None:
     return None
 
 
-_compare = partial(compare, same=_same, odd=_odd)
+_compare = partial(compare, same=same_tensors, odd=_odd)
 
 
 def _rows(seed: int, rows: int = 4, width: int = 5) -> tuple[torch.Generator, Tensor]:
@@ -241,7 +233,7 @@ def check_optimal_baseline(function: Callable[[Tensor, Tensor], Tensor]) -> None
         given = scores.clone(), returns.clone()
         _compare(name, case, lambda g=given: function(*g), expected, _baseline_faults(scores, returns), hint)
         moved = function(scores, returns + 10)
-        if not _same(moved, expected + 10):
+        if not same_tensors(moved, expected + 10):
             fail(name, f"{case}, every return 10 higher", moved, expected + 10, "it must move with the returns")
     print(f"{name}: passed (a case by hand, 20 random ones, moves with the returns)")
 

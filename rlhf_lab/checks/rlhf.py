@@ -11,21 +11,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rlhf_lab.checks.compare import compare, fail
+from rlhf_lab.checks.compare import compare, fail, same_tensors
 from rlhf_lab.evaluation import Interval, mean_interval, proportion_interval
 from rlhf_lab.exact import TokenWorld
 from rlhf_lab.tensors import length_mask
 from rlhf_lab.town.oracle import Verdict
 
 TOLERANCE = 1e-6
-
-
-def _same(got, expected: Tensor) -> bool:
-    return (
-        isinstance(got, Tensor)
-        and got.shape == expected.shape
-        and bool(torch.allclose(got.detach().double(), expected.double(), rtol=1e-5, atol=TOLERANCE))
-    )
 
 
 def _odd(got, expected: Tensor) -> str | None:
@@ -36,7 +28,7 @@ def _odd(got, expected: Tensor) -> str | None:
     return None
 
 
-_compare = partial(compare, same=_same, odd=_odd)
+_compare = partial(compare, same=same_tensors, odd=_odd)
 
 
 # -- the optimum ---------------------------------------------------------------------------------------------
