@@ -1,5 +1,6 @@
 """Processes that can be solved: values, visits and gradients against second definitions and known values."""
 
+import gymnasium
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -129,7 +130,6 @@ def test_with_a_horizon_the_best_action_may_depend_on_the_time_left():
     ],
 )
 def test_known_values_of_gymnasiums_tables(name, options, gamma, horizon, value):
-    gymnasium = pytest.importorskip("gymnasium")
     env = gymnasium.make(name, **options).unwrapped
     mdp = from_table(env.P, env.initial_state_distrib, gamma, horizon=horizon)
     values, _ = value_iteration(mdp)
@@ -137,7 +137,6 @@ def test_known_values_of_gymnasiums_tables(name, options, gamma, horizon, value)
 
 
 def test_the_start_law_of_a_table_is_kept():
-    gymnasium = pytest.importorskip("gymnasium")
     env = gymnasium.make("Taxi-v4").unwrapped
     mdp = from_table(env.P, env.initial_state_distrib, 0.99)
     assert len(mdp.start) == 501  # 300 of its 500 states may be the first one
@@ -145,7 +144,6 @@ def test_the_start_law_of_a_table_is_kept():
 
 
 def test_known_value_of_the_uniform_policy():
-    gymnasium = pytest.importorskip("gymnasium")
     env = gymnasium.make("FrozenLake-v1").unwrapped
     mdp = from_table(env.P, env.initial_state_distrib, 0.99)
     assert float(expected_return(mdp, torch.full((17, 4), 0.25))) == pytest.approx(0.0123561, abs=1e-6)

@@ -5,6 +5,7 @@ import itertools
 import gymnasium
 import numpy as np
 import pytest
+import stable_baselines3
 import torch
 from gymnasium.spaces import Box, Discrete
 from hypothesis import given, settings, strategies as st
@@ -13,8 +14,6 @@ import rlhf_lab.envs  # noqa: F401  (registers them)
 from rlhf_lab.feedback.records import as_conversation
 from rlhf_lab.returns import gae, lambda_returns
 from rlhf_lab.tensors import length_mask
-
-stable_baselines3 = pytest.importorskip("stable_baselines3")
 
 
 @settings(max_examples=40, deadline=None)
