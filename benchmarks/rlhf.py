@@ -461,13 +461,11 @@ def cost_table(settings: tuple[Setting, ...], rounds: int) -> list[dict]:
                 iterations=2, prompts_per_iteration=count, minibatch_rows=max(1, count // 2),
                 max_new_tokens=setting.reply_tokens, **STILL,
             )  # fmt: skip
-            reset_peak()
             result = train_rlhf(lm, town_prompts(count), reward_of(lm), config)
             timings[setting].append([result.timings[part][-1] for part in PARTS])
-            peak = peak_megabytes()
             row_of[setting] = {
                 **vars(setting), "parameters": size_of(lm.model), "threads": torch.get_num_threads(),
-                "reply_length": result.history.last("length"), "peak_megabytes": peak,
+                "reply_length": result.history.last("length"),
             }  # fmt: skip
     for setting, row in row_of.items():
         middle = min(timings[setting], key=lambda t: abs(sum(t) - statistics.median(map(sum, timings[setting]))))
@@ -483,10 +481,7 @@ def growth(rows: list[dict], name: str, column: str = "seconds") -> float:
 
 
 def print_table(rows: list[dict]) -> None:
-    print(
-        "    prompts  reply tokens  layers  width  parameters |  sample   score  optimise   total s |"
-        "  tokens/s  peak MB"
-    )
+    print("    prompts  reply tokens  layers  width  parameters |  sample   score  optimise   total s |  tokens/s")
     varied = None
     for row in rows:
         if row["varied"] != varied:
@@ -496,7 +491,6 @@ def print_table(rows: list[dict]) -> None:
             f"    {row['prompts']:7}  {row['reply_tokens']:12}  {row['layers']:6}  {row['width']:5}"
             f"  {row['parameters']:10,} | {row['sample_seconds']:7.3f} {row['score_seconds']:7.3f}"
             f"  {row['optimise_seconds']:8.3f}  {row['seconds']:8.3f} | {row['tokens_per_second']:9,.0f}"
-            f"  {row['peak_megabytes']:7,.0f}"
         )
 
 
