@@ -1,0 +1,204 @@
+"""The study behind chapter 05: PPO on three leashes, three algorithms against a known optimum, and Acrobot.
+
+    python run.py bench ppo_ablation                       every run that data/results/ppo_ablation.csv does not hold
+    python run.py bench ppo_ablation --part tour           one part
+    python run.py bench ppo_ablation --part leash --seeds 0 1
+
+leash   a TokenWorld, PPO with a clip, with a KL penalty and with neither; score: exact shortfall from the best policy
+tour    the same world, by REINFORCE, actor-critic and PPO; score as in `leash`
+acrobot PPO on Acrobot-v1; score: greedy return, mean of 20 episodes
+The parts `leash tuning` and `tour tuning` are the runs on seeds 100 to 102 by which the settings of the first two were
+chosen, with as many candidates for every arm that has one to choose. One core, some ten minutes in all.
+Each row carries a key of the code and the settings of its run, and a row with another key is computed again.
+"""
+
+import argparse
+import csv
+import hashlib
+import inspect
+import io
+import math
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+import numpy as np
+import torch
+
+from rlhf_lab.checkpoints import generator_for, write_text_atomic
+from rlhf_lab.envs import TabularEnv, token_world_mdp
+from rlhf_lab.episodes import play
+from rlhf_lab.exact import TokenWorld
+from rlhf_lab.policies import TabularPolicy, greedy
+from rlhf_lab.recipes.ppo import PPOConfig, ppo
+from rlhf_lab.recipes.reinforce import ReinforceConfig, reinforce
+
+RESULTS = Path(__file__).resolve().parents[1] / "data" / "results" / "ppo_ablation.csv"
+SAME = ("part", "arm", "seed")  # what names a run
+LOGGED = ("approx_kl", "entropy", "clip_fraction")
+
+# -- acrobot ----------------------------------------------------------------------------------------------------------
+ACROBOT = PPOConfig(total_steps=49_152, environments=16, learning_rate=3e-3, evaluate_every=6)
+
+
+def control(env: str, config: PPOConfig) -> list[dict]:
+    """PPO on a registered environment, looked at greedily: a row for every look."""
+    act = lambda policy: {"score": float(np.mean(play(env, greedy(policy), episodes=20, seed=10_000 + config.seed)))}  # noqa: E731
+    return looks(ppo(env, config, evaluate=act).history, 1)
+
+
+# -- tour: a world of 625 replies -------------------------------------------------------------------------------------
+KL_COEF, BATCH, ITERATIONS = 0.5, 64, 60  # reward per nat; replies of 4 tokens in an iteration; iterations
+RATES = (0.003, 0.01, 0.03, 0.1, 0.3)  # of every algorithm, policy and value alike
+RATE = {"REINFORCE": 0.1, "actor-critic": 0.1, "PPO": 0.01}  # the best of them on the tuning seeds
+
+
+def world_and_reference() -> tuple[TokenWorld, TabularPolicy]:
+    """Replies of 4 tokens out of 5 with standard normal scores, and a reference that prefers some."""
+    generator = generator_for(0, "tour")
+    world = TokenWorld(5, 4, torch.randn(625, generator=generator, dtype=torch.float64))
+    reference = TabularPolicy(world.num_prefixes + 1, 5)  # the last state is the end
+    reference.logits.data = 0.5 * torch.randn(reference.logits.shape, generator=generator)
+    return world, reference.requires_grad_(False)
+
+
+def law_of(world: TokenWorld, policy: TabularPolicy) -> torch.Tensor:
+    """[1, N] probability of every reply."""
+    return world.law(policy.logits.detach().double()[None, :-1])
+
+
+def algorithm(name: str, rate: float) -> ReinforceConfig | PPOConfig:
+    """The settings of an algorithm; every one sees the same number of replies."""
+    if name == "PPO":
+        return PPOConfig(
+            total_steps=4 * BATCH * ITERATIONS, environments=BATCH, steps=4, epochs=4, minibatch=BATCH, gamma=1.0,
+            learning_rate=rate, final_fraction=1.0, kl_coef=KL_COEF, evaluate_every=5,
+        )  # fmt: skip
+    critic = {"baseline": "value", "gae_lambda": 0.95} if name == "actor-critic" else {"baseline": "mean"}
+    rates = {"learning_rate": rate, "value_learning_rate": rate}
+    return ReinforceConfig(
+        iterations=ITERATIONS, episodes=BATCH, gamma=1.0, kl_coef=KL_COEF, evaluate_every=5, **rates, **critic
+    )
+
+
+def leashed(**leash: float) -> PPOConfig:
+    """PPO in a hurry, half the replies and ten epochs on each batch, so that something can go wrong."""
+    return replace(algorithm("PPO", 0.03), total_steps=2 * BATCH * ITERATIONS, epochs=10, **leash)
+
+
+def tour(config: ReinforceConfig | PPOConfig) -> list[dict]:
+    """The exact shortfall from the best policy under the leash: kl_coef KL(policy || best)."""
+    world, reference = world_and_reference()
+    best = world.optimum(law_of(world, reference), KL_COEF)
+    process, policy = token_world_mdp(world), TabularPolicy(world.num_prefixes + 1, 5)
+    policy.logits.data = reference.logits.clone()
+    short = lambda policy: {"score": KL_COEF * float(world.kl(law_of(world, policy), best))}  # noqa: E731
+    learn, scale = (ppo, 1) if isinstance(config, PPOConfig) else (reinforce, 4 * BATCH)
+    run = learn(lambda: TabularEnv(process), config, policy=policy, reference=reference, evaluate=short)
+    return looks(run.history, scale)
+
+
+def looks(history, scale: int) -> list[dict]:
+    """A row for every evaluation, with the means of what was logged since the one before; steps times `scale`."""
+    rows, since = [], []
+    for row in history.rows:
+        since.append(row)
+        if row.get("score") is not None:
+            means = {name: [r[name] for r in since if r.get(name) is not None] for name in LOGGED}
+            numbers = {name: sum(x) / len(x) if x else math.nan for name, x in means.items()}
+            rows.append({"step": row["step"] * scale, "score": row["score"]} | numbers)
+            since = []
+    return rows
+
+
+# -- the parts --------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Part:
+    """Arms with their settings, the seeds, and what makes the rows of a run from its settings."""
+
+    arms: dict[str, ReinforceConfig | PPOConfig]
+    seeds: range
+    run: Callable[[str, ReinforceConfig | PPOConfig], list[dict]]
+    code: tuple[Callable, ...]  # on which the rows depend
+
+
+def on_task(arm: str, config: PPOConfig) -> list[dict]:
+    return control(arm, config)
+
+
+def in_world(arm: str, config: ReinforceConfig | PPOConfig) -> list[dict]:
+    return tour(config)
+
+
+CONTROL, TOUR = (control, looks), (tour, looks, world_and_reference, law_of)
+CLIPS, PENALTIES = (0.05, 0.1, 0.2, 0.3), (0.3, 1.0, 3.0, 10.0)  # candidates for the world
+CLIP, PENALTY = 0.05, 3.0  # the best of them on the tuning seeds
+CANDIDATES = {f"clip {e:g}": leashed(clip_epsilon=e) for e in CLIPS}
+CANDIDATES |= {f"KL penalty {w:g}": leashed(clip_epsilon=math.inf, kl_penalty=w) for w in PENALTIES}
+LEASHES = {
+    "clip": leashed(clip_epsilon=CLIP),
+    "KL penalty": leashed(clip_epsilon=math.inf, kl_penalty=PENALTY),
+    "neither": leashed(clip_epsilon=math.inf),
+}
+TOURS = {name: algorithm(name, rate) for name, rate in RATE.items()}
+TOUR_CANDIDATES = {f"{name} {rate:g}": algorithm(name, rate) for name in RATE for rate in RATES}
+PARTS = {
+    "leash tuning": Part(CANDIDATES, range(100, 103), in_world, TOUR),
+    "tour tuning": Part(TOUR_CANDIDATES, range(100, 103), in_world, TOUR),
+    "leash": Part(LEASHES, range(10), in_world, TOUR),
+    "tour": Part(TOURS, range(10), in_world, TOUR),
+    "acrobot": Part({"Acrobot-v1": ACROBOT}, range(5), on_task, CONTROL),
+}
+
+
+def key(part: str, arm: str) -> str:
+    """What the results of an arm depend on, as a short hash: the code of its part and its settings."""
+    of = PARTS[part]
+    sources = [inspect.getsource(function) for function in (of.run, *of.code)]
+    return hashlib.sha256(repr([sources, of.arms[arm], KL_COEF]).encode()).hexdigest()[:16]
+
+
+# -- the file ---------------------------------------------------------------------------------------------------------
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file; none where there is no file."""
+    return list(csv.DictReader(io.StringIO(path.read_text()))) if path.exists() else []
+
+
+def add_rows(path: Path, rows: list[dict]) -> None:
+    """Put the rows of one run into the file, in the place of old ones of that run; sorted, atomically."""
+    new = [{n: f"{v:.6g}" if isinstance(v, float) else str(v) for n, v in row.items()} for row in rows]
+    same = lambda row: all(row[name] == new[0][name] for name in SAME)  # noqa: E731
+    kept = [old for old in read_rows(path) if not same(old) and old.keys() == new[0].keys()]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(new[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(sorted([*kept, *new], key=lambda r: (r["part"], r["arm"], int(r["seed"]), int(r["step"]))))
+    write_text_atomic(path, text.getvalue())
+
+
+def main() -> None:
+    """Compute what is missing, one run after the other."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--part", choices=tuple(PARTS))
+    parser.add_argument("--seeds", type=int, nargs="+")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in [options.part] if options.part else PARTS:
+        part, there = PARTS[name], {(row["key"], *(row[n] for n in SAME)) for row in read_rows(RESULTS)}
+        for seed in options.seeds or part.seeds:
+            for arm, config in part.arms.items():
+                if (key(name, arm), name, arm, str(seed)) in there:
+                    print(f"{name}, {arm}, seed {seed}: there already", file=sys.stderr)
+                    continue
+                rows = part.run(arm, replace(config, seed=seed))
+                run = {"key": key(name, arm), "part": name, "arm": arm, "seed": seed}
+                add_rows(RESULTS, [run | row for row in rows])
+                print(f"{name}, {arm}, seed {seed}: {rows[-1]['score']:.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
