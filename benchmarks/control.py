@@ -10,10 +10,10 @@ runs (ours, theirs, ours, ...), and prints ratios, because the machine is noisy.
 """
 
 import argparse
+import inspect
 import sys
 import time
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from rlhf_lab.recipes import PPOConfig, ppo
 PATH = RESULTS / "control.csv"
 TASKS = {  # environment -> settings, number of seeds
     "CartPole-v1": (PPOConfig(total_steps=100_000), 10),
-    "Acrobot-v1": (PPOConfig(total_steps=200_000, environments=16, steps=128, minibatch=256), 5),
+    "Acrobot-v1": (PPOConfig(total_steps=200_000, environments=16, epochs=4, entropy_coef=0.01), 5),
     "Pendulum-v1": (
         PPOConfig(total_steps=200_000, environments=8, steps=256, minibatch=128, gamma=0.9, learning_rate=1e-3),
         5,
@@ -37,7 +37,8 @@ SPEED = PPOConfig(total_steps=100_000, environments=8, steps=128, minibatch=256,
 
 
 def key(task: str) -> str:
-    return key_of(Path(__file__), asdict(TASKS[task][0]))
+    """What the rows of a task depend on."""
+    return key_of(inspect.getsource(run), EPISODES, FRESH, asdict(TASKS[task][0]))
 
 
 def run(task: str, seed: int) -> dict:

@@ -393,6 +393,11 @@ def clipped_step(
     return norm
 
 
+def bars_off() -> bool:
+    """Whether TQDM_DISABLE asks for no progress bars; in a notebook tqdm itself does not look at it."""
+    return os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
+
+
 def mean_rows(rows: list[dict[str, float]]) -> dict[str, float]:
     """Column means of rows with the same columns; nothing of no rows.
 

@@ -14,6 +14,7 @@ Left out: rendering, several agents, replies in free text (that is TokenEnv, or 
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from random import Random
 
 import gymnasium
@@ -226,7 +227,7 @@ class DialogueEnv(gymnasium.Env):
         if not 0 <= harmful <= 1 or turns < 1:
             raise ValueError(f"harmful is {harmful} and turns {turns}; expected a share in [0, 1] and at least 1")
         self.timing, self.split, self.harmful, self.turns = timing, split, harmful, turns
-        self._tokenizer = load_tokenizer(find_model("tiny"))
+        self._tokenizer = _town_tokenizer()
         self.vocabulary = len(self._tokenizer) + 1
         self.observation_space = Box(0, self.vocabulary - 1, (LONGEST,), np.int64)
         self.action_space = Discrete(len(KINDS))
@@ -264,6 +265,12 @@ class DialogueEnv(gymnasium.Env):
         said = " ".join(m.content for m in self._prompt.conversation if m.role == "user")
         ids = [token + 1 for token in self._tokenizer(said)["input_ids"]][:LONGEST]
         return np.array(ids + [0] * (LONGEST - len(ids)), dtype=np.int64)
+
+
+@cache
+def _town_tokenizer():
+    """The shipped tokenizer, loaded once for all environments."""
+    return load_tokenizer(find_model("tiny"))
 
 
 def draw_visit(random: Random, split: str, harmful: float, turns: int) -> list[Prompt]:

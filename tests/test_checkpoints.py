@@ -17,6 +17,7 @@ from rlhf_lab.checkpoints import (
     History,
     RunState,
     SaveError,
+    bars_off,
     clipped_step,
     cosine_rate,
     generator_for,
@@ -383,3 +384,11 @@ def test_require():
     checkpoints.require(True, "x", 1, "2")
     with pytest.raises(ValueError, match="x is 1; expected 2"):
         checkpoints.require(False, "x", 1, "2")
+
+
+@pytest.mark.parametrize(("value", "off"), [(None, False), ("", False), ("0", False), ("1", True)])
+def test_bars_can_be_turned_off(monkeypatch, value, off):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    if value is not None:
+        monkeypatch.setenv("TQDM_DISABLE", value)
+    assert bars_off() == off

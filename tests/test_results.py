@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -50,6 +51,30 @@ def test_preferences_for_a_tone_change_the_tone():
         before, after = (sum(column(mine, f"rude_{model}")) for model in ("sft", "rlhf"))
         assert before > 0  # one of three small samples had no rude reply to begin with
         assert holds(after, before)
+
+
+@pytest.fixture
+def control(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("control")
+
+
+def test_final_policies_solve_the_control_tasks(control):
+    rows = control.read_rows(control.PATH)
+    returns = {task: column([row for row in rows if row["task"] == task], "mean_return") for task in control.TASKS}
+    assert all(row["key"] == control.key(row["task"]) for row in rows)
+    assert {task: len(each) for task, each in returns.items()} == {t: n for t, (_, n) in control.TASKS.items()}
+    assert sum(each >= 475 for each in returns["CartPole-v1"]) >= 9
+    assert median(returns["Acrobot-v1"]) >= -100
+    assert median(returns["Pendulum-v1"]) >= -300
+
+
+def test_rows_of_a_run_replace_their_own(control, tmp_path):
+    path = tmp_path / "rows.csv"
+    for value, seeds in ((0.5, (2, 10)), (0.25, (2,))):
+        control.put_rows(path, [{"seed": seed, "value": value} for seed in seeds], ["seed"])
+    assert control.read_rows(path) == [{"seed": "2", "value": "0.25"}, {"seed": "10", "value": "0.5"}]
+    assert control.key_of(path, 1) != control.key_of(path, 2)
 
 
 def test_the_key_changes_with_the_config_and_the_script(monkeypatch, tmp_path):

@@ -14,7 +14,7 @@ from torch.nn.functional import smooth_l1_loss
 from tqdm.auto import trange
 
 from rlhf_lab import invariants
-from rlhf_lab.checkpoints import History, generator_for, graceful_interrupt, mean_rows, require
+from rlhf_lab.checkpoints import History, bars_off, generator_for, graceful_interrupt, mean_rows, require
 from rlhf_lab.episodes import MakeEnv, Runner, make_envs
 from rlhf_lab.policies import perceptron
 
@@ -159,7 +159,7 @@ def dqn(
     if evaluate is not None:
         history.add(step=0, **evaluate(network))
     with graceful_interrupt() as interrupt:
-        for burst in trange(bursts, desc="DQN", leave=False):
+        for burst in trange(bursts, desc="DQN", leave=False, disable=bars_off()):
             taken = burst * config.train_every
             epsilon = exploration_rate(config, taken)
             for group in optimiser.param_groups:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import trange
 
 from rlhf_lab import invariants
-from rlhf_lab.checkpoints import History, generator_for, graceful_interrupt, mean_rows, require
+from rlhf_lab.checkpoints import History, bars_off, generator_for, graceful_interrupt, mean_rows, require
 from rlhf_lab.episodes import Episodes, MakeEnv, Runner, make_envs, policy_for, value_for
 from rlhf_lab.kl import kl_k1, kl_k3
 from rlhf_lab.objectives import (
@@ -182,7 +182,7 @@ def ppo(
     if evaluate is not None:
         history.add(step=0, **evaluate(policy))
     with graceful_interrupt() as interrupt:
-        for i in trange(iterations, desc="PPO", leave=False):
+        for i in trange(iterations, desc="PPO", leave=False, disable=bars_off()):
             for group in optimiser.param_groups:
                 group["lr"] = config.learning_rate * (1 - (1 - config.final_fraction) * i / iterations)
             episodes = runner.collect(sampling(policy, generator), config.steps, config.gamma)

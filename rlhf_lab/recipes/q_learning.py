@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.spaces import Discrete
 from tqdm.auto import trange
 
-from rlhf_lab.checkpoints import History, graceful_interrupt, require
+from rlhf_lab.checkpoints import History, bars_off, graceful_interrupt, require
 from rlhf_lab.episodes import MakeEnv, make_envs
 
 
@@ -101,7 +101,7 @@ def q_learning(
     first, shift = int(env.observation_space.start), int(env.action_space.start)
     state, earned, returns, errors = env.reset()[0] - first, 0.0, [], []
     with graceful_interrupt() as interrupt:
-        for step in trange(1, config.steps + 1, desc="Q-learning", leave=False):
+        for step in trange(1, config.steps + 1, desc="Q-learning", leave=False, disable=bars_off()):
             done = (step - 1) / max(1, config.steps - 1)
             epsilon = config.epsilon + (config.final_epsilon - config.epsilon) * done
             action = explore(q_values[state], epsilon, random)

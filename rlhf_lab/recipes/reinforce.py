@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import trange
 
 from rlhf_lab import invariants
-from rlhf_lab.checkpoints import History, generator_for, graceful_interrupt, require
+from rlhf_lab.checkpoints import History, bars_off, generator_for, graceful_interrupt, require
 from rlhf_lab.episodes import Episodes, MakeEnv, collect_episodes, make_envs, policy_for, value_for
 from rlhf_lab.kl import kl_k1
 from rlhf_lab.objectives import reinforce_objective
@@ -150,7 +150,7 @@ def reinforce(
     if evaluate is not None:
         history.add(step=0, **evaluate(policy))
     with graceful_interrupt() as interrupt:
-        for step in trange(1, config.iterations + 1, desc="REINFORCE", leave=False):
+        for step in trange(1, config.iterations + 1, desc="REINFORCE", leave=False, disable=bars_off()):
             episodes = collect_episodes(envs, sampling(policy, generator), config.gamma, config.max_steps)
             mask, rewards = episodes.mask, leashed(episodes, policy, reference, config.kl_coef)
             advantages = weights(episodes, rewards, value, config)
