@@ -51,10 +51,9 @@ def run(task: str, seed: int) -> dict:
 
 
 # -- speed ------------------------------------------------------------------------------------------------------------
-def seconds_to(steps: list[int], returns: list[float | None], seconds: list[float]) -> float:
+def seconds_to(returns: list[float | None], seconds: list[float]) -> float:
     """When the mean return of an iteration's episodes first reached SOLVED; NaN if it never did."""
-    reached = [s for s, r in zip(seconds, returns, strict=True) if r is not None and r >= SOLVED]
-    return reached[0] if reached else float("nan")
+    return next((s for s, r in zip(seconds, returns, strict=True) if r is not None and r >= SOLVED), float("nan"))
 
 
 def our_speed(seed: int) -> tuple[float, float]:
@@ -65,7 +64,7 @@ def our_speed(seed: int) -> tuple[float, float]:
     result = ppo("CartPole-v1", config, evaluate=lambda policy: ticks.append(time.perf_counter() - start) or {})
     rows = result.history.to_list()[1:]  # the first row is from before the first step
     total = rows[-1]["step"] / ticks[-1]
-    return total, seconds_to([r["step"] for r in rows], [r["return"] for r in rows], ticks[1:])
+    return total, seconds_to([r["return"] for r in rows], ticks[1:])
 
 
 def their_speed(seed: int) -> tuple[float, float]:
@@ -75,19 +74,15 @@ def their_speed(seed: int) -> tuple[float, float]:
     from stable_baselines3.common.env_util import make_vec_env
 
     class Watch(BaseCallback):
-        steps, returns, seconds = [], [], []
-
         def _on_step(self) -> bool:
             return True
 
         def _on_rollout_end(self) -> None:
             done = [info["r"] for info in self.model.ep_info_buffer]
-            self.steps.append(self.num_timesteps)
-            self.returns.append(float(np.mean(done[-8:])) if done else None)
-            self.seconds.append(time.perf_counter() - start)
+            returns.append(float(np.mean(done[-8:])) if done else None)
+            seconds.append(time.perf_counter() - start)
 
-    watch = Watch()
-    watch.steps, watch.returns, watch.seconds = [], [], []
+    returns, seconds = [], []
     model = PPO(
         "MlpPolicy",
         make_vec_env("CartPole-v1", n_envs=SPEED.environments, seed=seed),
@@ -105,8 +100,8 @@ def their_speed(seed: int) -> tuple[float, float]:
         device="cpu",
     )
     start = time.perf_counter()
-    model.learn(SPEED.total_steps, callback=watch)
-    return model.num_timesteps / (time.perf_counter() - start), seconds_to(watch.steps, watch.returns, watch.seconds)
+    model.learn(SPEED.total_steps, callback=Watch())
+    return model.num_timesteps / (time.perf_counter() - start), seconds_to(returns, seconds)
 
 
 def compare(pairs: int) -> None:

@@ -9,19 +9,16 @@ row with another key is computed again. One core, some ten seconds a row.
 """
 
 import argparse
-import csv
-import hashlib
 import inspect
-import io
 import sys
 from pathlib import Path
 
 import torch
+from rows import RESULTS as FOLDER, key_of, put_rows, read_rows
 
-from rlhf_lab.checkpoints import write_text_atomic
 from rlhf_lab.checks import bug_clinic as clinic
 
-RESULTS = Path(__file__).resolve().parents[1] / "data" / "results" / "dialogue_agent.csv"
+RESULTS = FOLDER / "dialogue_agent.csv"
 SEEDS = 5
 NAMES = tuple(clinic.REPAIRS)
 RUNGS = {f"first {n}": NAMES[:n] for n in range(len(NAMES) + 1)}
@@ -31,12 +28,9 @@ SETTING = clinic.DIALOGUE
 
 def key() -> str:
     """What the results depend on, as a short hash."""
-    digest = hashlib.sha256(Path(__file__).read_bytes())
     methods = [method for repair in clinic.REPAIRS.values() for method in repair.values()]
-    for code in (clinic.TutorialPPO, clinic.train_agent, clinic.share_of_optimum, *methods):
-        digest.update(inspect.getsource(code).encode())
-    digest.update(repr((SETTING, RUNGS)).encode())
-    return digest.hexdigest()[:16]
+    code = (clinic.TutorialPPO, clinic.train_agent, clinic.share_of_optimum, *methods)
+    return key_of(Path(__file__), [inspect.getsource(each) for each in code], SETTING, RUNGS)
 
 
 def run(rung: str, seed: int) -> dict[str, float | str]:
@@ -44,23 +38,6 @@ def run(rung: str, seed: int) -> dict[str, float | str]:
     training = clinic.train_agent(clinic.with_repairs(*RUNGS[rung]), seed, **SETTING)
     row = {"rung": rung, "seed": seed, "share": training.share, "held_out": training.held_out}
     return row | {name: training.history.last(name) for name in ("entropy", "clip_fraction", "explained_variance")}
-
-
-# -- the file ---------------------------------------------------------------------------------------------------------
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file; none where there is no file."""
-    return list(csv.DictReader(io.StringIO(path.read_text()))) if path.exists() else []
-
-
-def add_row(path: Path, row: dict) -> None:
-    """Put a row into the file, in the place of an old one of its rung and seed; sorted, atomically."""
-    new = {"key": key()} | {n: f"{v:.4f}" if isinstance(v, float) else str(v) for n, v in row.items()}
-    kept = [r for r in read_rows(path) if (r["rung"], r["seed"]) != (new["rung"], new["seed"]) and r["key"] == key()]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(new), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(sorted([*kept, new], key=lambda r: (list(RUNGS).index(r["rung"]), int(r["seed"]))))
-    write_text_atomic(path, text.getvalue())
 
 
 def main() -> None:
@@ -74,7 +51,8 @@ def main() -> None:
             if any((r["rung"], r["seed"], r["key"]) == (rung, str(seed), key()) for r in read_rows(RESULTS)):
                 print(f"{rung}, seed {seed}: there already", file=sys.stderr)
                 continue
-            add_row(RESULTS, row := run(rung, seed))
+            row = run(rung, seed)
+            put_rows(RESULTS, [{"key": key()} | row], ("rung", "seed"))
             print(row, flush=True)
 
 

@@ -10,23 +10,20 @@ one to two minutes a run.
 """
 
 import argparse
-import csv
-import hashlib
 import inspect
-import io
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from rows import RESULTS as FOLDER, key_of, put_rows, read_rows
 from torch import nn
 
-from rlhf_lab.checkpoints import write_text_atomic
 from rlhf_lab.episodes import collect_episodes, make_envs, play
 from rlhf_lab.recipes import DQNConfig, dqn
 from rlhf_lab.returns import discounted_returns
 
-RESULTS = Path(__file__).resolve().parents[1] / "data" / "results" / "dqn_cartpole.csv"
+RESULTS = FOLDER / "dqn_cartpole.csv"
 ENV, SEEDS, ON_THE_WAY, AT_THE_END = "CartPole-v1", 5, 20, 100
 MEASURED = ("greedy_return", "true_value", "said_value")
 VARIANTS = {"dqn": DQNConfig()}  # another setting is another entry, with rows of its own
@@ -36,7 +33,7 @@ def key(variant: str) -> str:
     """What the results of a variant depend on, as a short hash: its config and the code that measures it."""
     code = [inspect.getsource(function) for function in (greedy, measure, run_rows)]
     parts = [asdict(VARIANTS[variant]), ENV, ON_THE_WAY, AT_THE_END, code]
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    return key_of(parts)
 
 
 def greedy(network: nn.Module):
@@ -65,24 +62,9 @@ def run_rows(variant: str, seed: int, config: DQNConfig) -> list[dict]:
     return [{"variant": variant, "seed": seed} | row for row in rows]
 
 
-# -- the file ---------------------------------------------------------------------------------------------------------
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file; none where there is no file."""
-    return list(csv.DictReader(io.StringIO(path.read_text()))) if path.exists() else []
-
-
 def add_rows(path: Path, rows: list[dict]) -> None:
-    """Put the rows of one run into the file, in the place of old ones of that run; sorted, atomically."""
-    new = [{n: f"{v:.6g}" if isinstance(v, float) else str(v) for n, v in row.items()} for row in rows]
-    new = [{"key": key(row["variant"])} | row for row in new]
-    run = lambda row: (row["variant"], row["seed"])  # noqa: E731
-    kept = [old for old in read_rows(path) if run(old) != run(new[0]) and old.keys() == new[0].keys()]
-    order = lambda row: (list(VARIANTS).index(row["variant"]), int(row["seed"]))  # noqa: E731
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(new[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(sorted([*(row for row in kept if row["variant"] in VARIANTS), *new], key=order))
-    write_text_atomic(path, text.getvalue())
+    """Put the rows of one run into the file, in the place of old ones of that run."""
+    put_rows(path, [{"key": key(row["variant"])} | row for row in rows], ("variant", "seed"))
 
 
 def main() -> None:

@@ -9,20 +9,18 @@ computed again. One core, some three seconds a seed.
 """
 
 import argparse
-import csv
-import hashlib
-import io
 import sys
 from pathlib import Path
 
 import torch
+from rows import RESULTS as FOLDER, key_of, put_rows, read_rows
 from torch import Tensor
 
-from rlhf_lab.checkpoints import generator_for, write_text_atomic
+from rlhf_lab.checkpoints import generator_for
 from rlhf_lab.mdp import TabularMDP, policy_evaluation, policy_gradient
 from rlhf_lab.returns import gae
 
-RESULTS = Path(__file__).resolve().parents[1] / "data" / "results" / "gae_lambda.csv"
+RESULTS = FOLDER / "gae_lambda.csv"
 FLOORS, ROOMS, SEEDS = 8, 3, 30
 SIGMAS = (0.0, 0.5, 1.0)  # standard deviation of the value error in each state, in units of a reward's
 LAMBDAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
@@ -30,7 +28,7 @@ LAMBDAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 
 def key() -> str:
     """What the results depend on, as a short hash."""
-    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+    return key_of(Path(__file__))
 
 
 # -- a process in which every episode can be listed -------------------------------------------------------------------
@@ -120,22 +118,9 @@ def seed_rows(seed: int, floors: int = FLOORS) -> list[dict[str, float]]:
     ]
 
 
-# -- the file ---------------------------------------------------------------------------------------------------------
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file; none where there is no file."""
-    return list(csv.DictReader(io.StringIO(path.read_text()))) if path.exists() else []
-
-
 def add_rows(path: Path, rows: list[dict]) -> None:
-    """Put the rows of one seed into the file, in the place of old ones of that seed; sorted by seed, atomically."""
-    new = [{name: f"{value:.6g}" for name, value in row.items()} for row in rows]
-    new = [{"key": key()} | row for row in new]
-    kept = [old for old in read_rows(path) if old["seed"] != new[0]["seed"] and old.keys() == new[0].keys()]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(new[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(sorted([*kept, *new], key=lambda row: int(row["seed"])))
-    write_text_atomic(path, text.getvalue())
+    """Put the rows of one seed into the file, in the place of old ones of that seed."""
+    put_rows(path, [{"key": key()} | row for row in rows], ("seed",))
 
 
 def main() -> None:

@@ -13,10 +13,7 @@ Each row carries a key of the code and the settings of its run, and a row with a
 """
 
 import argparse
-import csv
-import hashlib
 import inspect
-import io
 import math
 import os
 import sys
@@ -28,8 +25,9 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 
 import numpy as np
 import torch
+from rows import RESULTS as FOLDER, key_of, put_rows, read_rows
 
-from rlhf_lab.checkpoints import generator_for, write_text_atomic
+from rlhf_lab.checkpoints import generator_for
 from rlhf_lab.envs import TabularEnv, token_world_mdp
 from rlhf_lab.episodes import play
 from rlhf_lab.exact import TokenWorld
@@ -37,7 +35,7 @@ from rlhf_lab.policies import TabularPolicy, greedy
 from rlhf_lab.recipes.ppo import PPOConfig, ppo
 from rlhf_lab.recipes.reinforce import ReinforceConfig, reinforce
 
-RESULTS = Path(__file__).resolve().parents[1] / "data" / "results" / "ppo_ablation.csv"
+RESULTS = FOLDER / "ppo_ablation.csv"
 SAME = ("part", "arm", "seed")  # what names a run
 LOGGED = ("approx_kl", "entropy", "clip_fraction")
 
@@ -159,25 +157,12 @@ def key(part: str, arm: str) -> str:
     """What the results of an arm depend on, as a short hash: the code of its part and its settings."""
     of = PARTS[part]
     sources = [inspect.getsource(function) for function in (of.run, *of.code)]
-    return hashlib.sha256(repr([sources, of.arms[arm], KL_COEF]).encode()).hexdigest()[:16]
-
-
-# -- the file ---------------------------------------------------------------------------------------------------------
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file; none where there is no file."""
-    return list(csv.DictReader(io.StringIO(path.read_text()))) if path.exists() else []
+    return key_of([sources, of.arms[arm], KL_COEF])
 
 
 def add_rows(path: Path, rows: list[dict]) -> None:
-    """Put the rows of one run into the file, in the place of old ones of that run; sorted, atomically."""
-    new = [{n: f"{v:.6g}" if isinstance(v, float) else str(v) for n, v in row.items()} for row in rows]
-    same = lambda row: all(row[name] == new[0][name] for name in SAME)  # noqa: E731
-    kept = [old for old in read_rows(path) if not same(old) and old.keys() == new[0].keys()]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(new[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(sorted([*kept, *new], key=lambda r: (r["part"], r["arm"], int(r["seed"]), int(r["step"]))))
-    write_text_atomic(path, text.getvalue())
+    """Put the rows of one run into the file, in the place of old ones of that run."""
+    put_rows(path, rows, SAME)
 
 
 def main() -> None:

@@ -375,6 +375,15 @@ def cosine_rate(step: int, steps: int, warmup: int, floor: float = 0.0) -> float
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
 
 
+def linear(first: float, last: float, done: float) -> float:
+    """A number on its way from `first` to `last`, of which the share `done` is behind.
+
+    >>> linear(1.0, 0.1, 0.5)
+    0.55
+    """
+    return first + (last - first) * done
+
+
 def clipped_step(
     model: torch.nn.Module, optimiser: torch.optim.Optimizer, rate: float, max_norm: float, step: int
 ) -> float:

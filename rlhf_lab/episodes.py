@@ -50,6 +50,11 @@ class Episodes:
     mask: Tensor
     returns: tuple[float, ...]
 
+    @property
+    def mean_return(self) -> float | None:
+        """Mean of `returns`; None where no episode was over."""
+        return sum(self.returns) / len(self.returns) if self.returns else None
+
     def values(self, value: nn.Module) -> Tensor:
         """[B, T + 1] values of every real observation, the last one of a row too; 0 at padding. Differentiable."""
         rows, steps = self.mask.shape

@@ -5,6 +5,7 @@ import importlib.util
 from pathlib import Path
 from statistics import median
 
+import control
 import pytest
 
 from rlhf_lab import evaluation
@@ -53,13 +54,7 @@ def test_preferences_for_a_tone_change_the_tone():
         assert holds(after, before)
 
 
-@pytest.fixture
-def control(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("control")
-
-
-def test_final_policies_solve_the_control_tasks(control):
+def test_final_policies_solve_the_control_tasks():
     rows = control.read_rows(control.PATH)
     returns = {task: column([row for row in rows if row["task"] == task], "mean_return") for task in control.TASKS}
     assert all(row["key"] == control.key(row["task"]) for row in rows)
@@ -69,7 +64,7 @@ def test_final_policies_solve_the_control_tasks(control):
     assert median(returns["Pendulum-v1"]) >= -300
 
 
-def test_rows_of_a_run_replace_their_own(control, tmp_path):
+def test_rows_of_a_run_replace_their_own(tmp_path):
     path = tmp_path / "rows.csv"
     for value, seeds in ((0.5, (2, 10)), (0.25, (2,))):
         control.put_rows(path, [{"seed": seed, "value": value} for seed in seeds], ["seed"])

@@ -11,21 +11,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rlhf_lab.checks.compare import compare, fail, same_tensors
+from rlhf_lab.checks.compare import compare, fail, odd_tensors, same_tensors
 from rlhf_lab.tensors import length_mask
 
 GAMMA = 0.9  # of the random rows
 
 
-def _odd(got, expected: Tensor) -> str | None:
-    if not isinstance(got, Tensor):
-        return f"it returned {type(got).__name__} and not a tensor; is there a `return`?"
-    if got.shape != expected.shape:
-        return "the shape: one number for every step, [B, T], where values have one column more"
-    return None
-
-
-_compare = partial(compare, same=same_tensors, odd=_odd)
+SHAPE = "the shape: one number for every step, [B, T], where values have one column more"
+_compare = partial(compare, same=same_tensors, odd=partial(odd_tensors, shape=SHAPE))
 
 
 # -- rows -------------------------------------------------------------------------------------------------------------

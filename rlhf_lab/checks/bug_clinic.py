@@ -13,7 +13,6 @@ At the end of the file: `TutorialPPO`, a dialogue agent with six faults, and the
 
 import inspect
 from collections.abc import Callable, Mapping
-from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from random import Random
@@ -1316,7 +1315,9 @@ REPAIRS: dict[str, dict[str, Callable]] = {
 
 
 def repaired(agent: type[TutorialPPO], **methods: Callable) -> type[TutorialPPO]:
-    """The agent's class with some methods replaced."""
+    """The agent's class with some methods replaced; a ValueError where it has none of that name."""
+    if unknown := [name for name in methods if not hasattr(agent, name)]:
+        raise ValueError(f"methods holds {unknown}; expected methods of {agent.__name__}")
     return type("Repaired" + agent.__name__.removeprefix("Repaired"), (agent,), methods)
 
 
@@ -1352,14 +1353,13 @@ def train_agent(
     Args:
         agent: the class. env: what `DialogueEnv` takes.
     """
-    first = DialogueEnv(**env)
-    envs = make_envs(lambda: copy(first), environments, seed)  # copies share the tokenizer, which is slow to load
+    envs = make_envs(lambda: DialogueEnv(**env), environments, seed)
     learner = agent(envs[0].vocabulary, int(envs[0].action_space.n), seed)
     runner, history = Runner(envs), History()
     for i in range(iterations):
         episodes = runner.collect(learner.act, steps, learner.gamma)
-        earned = sum(episodes.returns) / len(episodes.returns) if episodes.returns else None
-        history.add(step=(i + 1) * environments * steps, **{"return": earned}, **learner.learn(episodes))
+        earned = {"return": episodes.mean_return}
+        history.add(step=(i + 1) * environments * steps, **earned, **learner.learn(episodes))
     act = greedy(learner.policy)
     share, held_out = (share_of_optimum(act, split=split, **env) for split in ("train", "held_out"))
     return Training(learner, history, share, held_out)

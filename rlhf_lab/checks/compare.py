@@ -54,6 +54,15 @@ def same_tensors(got: object, expected: Tensor, tolerance: float = 1e-6) -> bool
     )
 
 
+def odd_tensors(got: object, expected: Tensor, shape: str = "", not_finite: str = "") -> str | None:
+    """A cause that shows in the answer alone: no tensor or, where these are given, another shape, NaN or infinity."""
+    if not isinstance(got, Tensor):
+        return f"it returned {type(got).__name__} and not a tensor; is there a `return`?"
+    if got.shape != expected.shape:
+        return shape or None
+    return (not_finite or None) if not torch.isfinite(got).all() else None
+
+
 def fail(name: str, case: str, got: object, expected: object, cause: str) -> None:
     """Raise the AssertionError of a check: inputs, got, expected and what usually causes it."""
     raise AssertionError(

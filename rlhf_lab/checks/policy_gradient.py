@@ -12,22 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from rlhf_lab.checks.compare import compare, fail, same_tensors
+from rlhf_lab.checks.compare import compare, fail, odd_tensors, same_tensors
 from rlhf_lab.exact import TokenWorld
 from rlhf_lab.tensors import length_mask
 
 Faults = dict[str, Callable[[], Tensor]]
 
 
-def _odd(got, expected: Tensor) -> str | None:
-    if not isinstance(got, Tensor):
-        return f"it returned {type(got).__name__} and not a tensor; is there a `return`?"
-    if got.shape == expected.shape and not torch.isfinite(got).all():
-        return "a number overflowed; sum logarithms first and take the exponential last"
-    return None
-
-
-_compare = partial(compare, same=same_tensors, odd=_odd)
+OVERFLOW = "a number overflowed; sum logarithms first and take the exponential last"
+_compare = partial(compare, same=same_tensors, odd=partial(odd_tensors, not_finite=OVERFLOW))
 
 
 def _rows(seed: int, rows: int = 4, width: int = 5) -> tuple[torch.Generator, Tensor]:

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rlhf_lab.checks.compare import compare, fail, same_tensors
+from rlhf_lab.checks.compare import compare, fail, odd_tensors, same_tensors
 from rlhf_lab.mdp import TabularMDP, expected_return, occupancy, policy_evaluation
 from rlhf_lab.tensors import length_mask
 
@@ -19,18 +19,11 @@ RANDOM_CASES = 20
 EPSILON = 0.2
 
 
-def _odd(got, expected: Tensor) -> str | None:
-    if got is None:
-        return "it returned None; is there a `return`?"
-    if not isinstance(got, Tensor):
-        return f"it returned {type(got).__name__} and not a tensor"
-    if got.shape != expected.shape:
-        return "the shape: one number for the whole batch; reduce over the mask"
-    if not torch.isfinite(got).all():
-        return "a number that is not finite; is junk at padding multiplied by 0 and not left out?"
-    return None
-
-
+_odd = partial(
+    odd_tensors,
+    shape="the shape: one number for the whole batch; reduce over the mask",
+    not_finite="a number that is not finite; is junk at padding multiplied by 0 and not left out?",
+)
 _compare = partial(compare, same=same_tensors, odd=_odd)
 
 

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rlhf_lab.checks.compare import compare, fail, same_tensors
+from rlhf_lab.checks.compare import compare, fail, odd_tensors, same_tensors
 from rlhf_lab.evaluation import Interval, mean_interval, proportion_interval
 from rlhf_lab.exact import TokenWorld
 from rlhf_lab.tensors import length_mask
@@ -20,14 +20,7 @@ from rlhf_lab.town.oracle import Verdict
 TOLERANCE = 1e-6
 
 
-def _odd(got, expected: Tensor) -> str | None:
-    if not isinstance(got, Tensor):
-        return f"it returned {type(got).__name__} and not a tensor; is there a `return`?"
-    if got.shape == expected.shape and not torch.isfinite(got).all():
-        return "a number overflowed; stay with logarithms until the last step"
-    return None
-
-
+_odd = partial(odd_tensors, not_finite="a number overflowed; stay with logarithms until the last step")
 _compare = partial(compare, same=same_tensors, odd=_odd)
 
 

@@ -14,7 +14,7 @@ from torch.nn.functional import smooth_l1_loss
 from tqdm.auto import trange
 
 from rlhf_lab import invariants
-from rlhf_lab.checkpoints import History, bars_off, generator_for, graceful_interrupt, mean_rows, require
+from rlhf_lab.checkpoints import History, bars_off, generator_for, graceful_interrupt, linear, mean_rows, require
 from rlhf_lab.episodes import MakeEnv, Runner, make_envs
 from rlhf_lab.policies import perceptron
 
@@ -163,7 +163,7 @@ def dqn(
             taken = burst * config.train_every
             epsilon = exploration_rate(config, taken)
             for group in optimiser.param_groups:
-                group["lr"] = config.learning_rate * (1 - (1 - config.final_fraction) * burst / bursts)
+                group["lr"] = config.learning_rate * linear(1.0, config.final_fraction, burst / bursts)
             episodes = runner.collect(exploring(network, epsilon, generator), config.train_every, config.gamma)
             memory = memory or Memory(config.memory, episodes.observations[0, 0])
             memory.add(episodes)
@@ -180,10 +180,9 @@ def dqn(
                 optimiser.step()
                 updates += 1
                 steps.append({"loss": float(loss.detach()), "q_value": float(q_value), "grad_norm": float(norm)})
-            mean_return = sum(episodes.returns) / len(episodes.returns) if episodes.returns else None
             last, stop = burst + 1 == bursts, interrupt.requested
             due = evaluate is not None and (last or stop or (burst + 1) % config.evaluate_every == 0)
-            numbers = {"return": mean_return, "epsilon": epsilon} | mean_rows(steps)
+            numbers = {"return": episodes.mean_return, "epsilon": epsilon} | mean_rows(steps)
             history.add(step=taken + config.train_every, **numbers, **(evaluate(network) if due else {}))
             if stop:
                 break
@@ -195,7 +194,7 @@ def exploration_rate(config: DQNConfig, step: int) -> float:
     if step < config.learning_starts:
         return 1.0
     done = min(1.0, step / (config.exploration * config.total_steps))
-    return config.epsilon + (config.final_epsilon - config.epsilon) * done
+    return linear(config.epsilon, config.final_epsilon, done)
 
 
 def exploring(network: nn.Module, epsilon: float, generator: torch.Generator) -> Callable[[Tensor], Tensor]:

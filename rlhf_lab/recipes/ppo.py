@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import trange
 
 from rlhf_lab import invariants
-from rlhf_lab.checkpoints import History, bars_off, generator_for, graceful_interrupt, mean_rows, require
+from rlhf_lab.checkpoints import History, bars_off, generator_for, graceful_interrupt, linear, mean_rows, require
 from rlhf_lab.episodes import Episodes, MakeEnv, Runner, make_envs, policy_for, value_for
 from rlhf_lab.kl import kl_k1, kl_k3
 from rlhf_lab.objectives import (
@@ -184,7 +184,7 @@ def ppo(
     with graceful_interrupt() as interrupt:
         for i in trange(iterations, desc="PPO", leave=False, disable=bars_off()):
             for group in optimiser.param_groups:
-                group["lr"] = config.learning_rate * (1 - (1 - config.final_fraction) * i / iterations)
+                group["lr"] = config.learning_rate * linear(1.0, config.final_fraction, i / iterations)
             episodes = runner.collect(sampling(policy, generator), config.steps, config.gamma)
             batch, numbers = prepare(episodes, policy, value, reference, config)
             steps = []
@@ -216,7 +216,7 @@ def prepare(episodes: Episodes, policy, value, reference, config: PPOConfig) -> 
     advantages = gae(rewards, values, episodes.discounts, mask, config.gae_lambda)
     returns = advantages + values[:, :-1]
     numbers = {
-        "return": sum(episodes.returns) / len(episodes.returns) if episodes.returns else None,
+        "return": episodes.mean_return,
         "explained_variance": float(explained_variance(values[:, :-1], returns, mask)),
     }
     columns = (episodes.observations[:, :-1], episodes.actions, log_probs, values[:, :-1], advantages, returns)

@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.spaces import Discrete
 from tqdm.auto import trange
 
-from rlhf_lab.checkpoints import History, bars_off, graceful_interrupt, require
+from rlhf_lab.checkpoints import History, bars_off, graceful_interrupt, linear, require
 from rlhf_lab.episodes import MakeEnv, make_envs
 
 
@@ -102,8 +102,7 @@ def q_learning(
     state, earned, returns, errors = env.reset()[0] - first, 0.0, [], []
     with graceful_interrupt() as interrupt:
         for step in trange(1, config.steps + 1, desc="Q-learning", leave=False, disable=bars_off()):
-            done = (step - 1) / max(1, config.steps - 1)
-            epsilon = config.epsilon + (config.final_epsilon - config.epsilon) * done
+            epsilon = linear(config.epsilon, config.final_epsilon, (step - 1) / max(1, config.steps - 1))
             action = explore(q_values[state], epsilon, random)
             seen, reward, terminated, truncated, _ = env.step(action + shift)
             require(math.isfinite(reward), "the reward of env", reward, "a finite number")

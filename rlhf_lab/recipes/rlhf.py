@@ -26,6 +26,7 @@ from rlhf_lab.checkpoints import (
     RunState,
     generator_for,
     graceful_interrupt,
+    linear,
     mean_rows,
     require,
 )  # fmt: skip
@@ -584,8 +585,8 @@ def minibatch_gradient(run: Run, experience: Experience, rows: Tensor, config: R
 def ppo_losses(policy: LanguageModel, value, part: Experience, count: Tensor, config: RLHFConfig):
     """Policy loss, value loss and new log-probs [B, T] of a micro-batch: sums over tokens over count.
 
-        policy loss = -1/count sum [min(ratio A, clip(ratio, 1 - e, 1 + e) A) + entropy_coef * entropy]
-        value loss  =  1/count sum 1/2 max[(V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2]
+    policy loss = -1/count sum [min(ratio A, clip(ratio, 1 - e, 1 + e) A) + entropy_coef * entropy]
+    value loss  =  1/count sum 1/2 max[(V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2]
     """
     batch, mask = part.batch, part.batch.mask
     output = forward(policy, batch)
@@ -617,7 +618,7 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, config: RLHFConfig, step
     warmup = min(1.0, (step + 1) / (schedule.warmup_iterations + 1))
     done = step / max(1, config.iterations - 1)
     for group in optimiser.param_groups:
-        group["lr"] = group["peak"] * warmup * (1 - (1 - schedule.final_fraction) * done)
+        group["lr"] = group["peak"] * warmup * linear(1.0, schedule.final_fraction, done)
     return optimiser.param_groups[0]["lr"]
 
 
