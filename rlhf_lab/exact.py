@@ -417,8 +417,8 @@ def _best_of_n(ref_law: Tensor, n: int, scores: Tensor) -> Tensor:
     levels, level_of = scores.unique(return_inverse=True)  # ascending
     mass = ref_law.new_zeros(len(levels)).index_add(0, level_of, ref_law)
     up_to = mass.cumsum(0)
-    share = torch.where(up_to > 0, mass / up_to, 0).clamp(max=1)
+    share = (mass / up_to).clamp(max=1)
     # F^n - F-^n without cancellation, for a level that is a tiny part of what is up to it.
     wins = up_to.pow(n) * -torch.expm1(n * torch.log1p(-share))
-    per_mass = torch.where(mass > 0, wins / mass, 0)
+    per_mass = torch.where(mass > 0, wins / mass, 0)  # also where nothing is up to a level, 0 / 0
     return ref_law * per_mass[level_of]

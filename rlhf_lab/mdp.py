@@ -168,7 +168,7 @@ def policy_gradient(mdp: TabularMDP, logits: Tensor) -> Tensor:
         return visits[:, None] * policy * (mdp.q_values(values) - values[:, None])
     later = zip(visits, values[:-1], values[1:], strict=True)
     steps = (d[:, None] * policy * (mdp.q_values(after) - now[:, None]) for d, now, after in later)
-    return sum(steps, torch.zeros_like(policy))
+    return sum(steps)
 
 
 def _under(mdp: TabularMDP, policy: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rlhf_lab.tensors import check_data, check_mask, check_shapes, masked_mean, masked_var
+from rlhf_lab.tensors import check_data, check_shapes, masked_mean, masked_var
 
 
 def _check_epsilon(clip_epsilon: float) -> None:
@@ -200,7 +200,6 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     Chapter 04.
     """
     check_shapes(values=values, returns=returns, mask=mask)
-    check_mask(values, mask)
     total, residual = masked_var(returns, mask), masked_var(returns - values, mask)
     if total == 0:
         return (residual == 0).to(values.dtype)

@@ -112,8 +112,7 @@ def masked_sum(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     Chapter 02.
     """
     check_mask(x, mask)
-    kept = torch.where(mask, x, 0)
-    return kept.sum() if dim is None else kept.sum(dim)
+    return torch.where(mask, x, 0).sum(dim)
 
 
 def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None, count: float | Tensor | None = None) -> Tensor:
@@ -149,7 +148,7 @@ def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None, count: float | 
     """
     total = masked_sum(x, mask, dim)
     if count is None:
-        count = mask.sum() if dim is None else mask.sum(dim)
+        count = mask.sum(dim)
         if (count == 0).any():
             raise ValueError("mask has no True entry to average over; drop empty rows or pass count")
     elif (torch.as_tensor(count) <= 0).any():

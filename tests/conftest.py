@@ -29,6 +29,21 @@ def chromium():
     return require_chromium()
 
 
+@pytest.fixture
+def devices_named():
+    """Inside of it a tensor that is made without a device fails: next to data on a GPU it would lie on the CPU."""
+    import torch
+
+    makers = {getattr(torch, name) for name in ("arange", "as_tensor", "eye", "full", "linspace", "ones", "zeros")}
+
+    class DevicesNamed(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            assert function not in makers or (kwargs or {}).get("device") is not None, f"{function.__name__}: where?"
+            return function(*args, **(kwargs or {}))
+
+    return DevicesNamed()
+
+
 # ---- two language models that share nothing: architecture, positions, tokenizer, special tokens ------------
 
 SENTENCES = (
@@ -106,9 +121,7 @@ def save_llama(folder):
     unigram.post_processor = tokenizers.processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", unigram.token_to_id("<s>"))]
     )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=unigram, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=unigram, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
     config = LlamaConfig(
         vocab_size=len(tokenizer), max_position_embeddings=256, hidden_size=32, intermediate_size=64,
         num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False,

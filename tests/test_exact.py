@@ -116,8 +116,9 @@ def test_law_and_expected_reward_against_slow_products(case):
         assert world.expected_reward(law, levels)[prompt].item() == pytest.approx(proxy)
         for prefix in {tokens[:t] for tokens in slow for t in range(len(tokens))}:
             through = {tokens: p for tokens, p in slow.items() if tokens[: len(prefix)] == prefix}
-            value = sum(p * rough(prompt, tokens) for tokens, p in through.items()) / sum(through.values())
-            assert world.values(law)[prompt, world.prefix_id(prefix)].item() == pytest.approx(value)
+            for scores, other in ((rough, None), (levels, levels)):
+                value = sum(p * scores(prompt, tokens) for tokens, p in through.items()) / sum(through.values())
+                assert world.values(law, other)[prompt, world.prefix_id(prefix)].item() == pytest.approx(value)
 
 
 @few
@@ -137,6 +138,15 @@ def test_token_log_probs_are_0_at_padding():
     assert log_probs.shape == (2, world.num_sequences, 3)
     assert log_probs[:, ~world.mask].eq(0).all()
     assert (log_probs[:, world.mask] < 0).all()
+
+
+def test_results_have_the_precision_of_the_policy():
+    world, logits = make((3, 2, 1, 0, 0))
+    logits = logits.float()
+    law = world.law(logits)
+    results = [law, world.expected_reward(law), world.values(law), world.logits(law), world.reward_gradient(logits)]
+    results += [world.optimum(law, 1.0), world.best_of_n(law, 2), world.kl(law, law), world.kl_gradient(logits, law)]
+    assert {result.dtype for result in results} == {torch.float32}
 
 
 # ---- gradients ---------------------------------------------------------------------------------------------
@@ -323,6 +333,7 @@ LAW = torch.full((1, 4), 0.25)
         (lambda: WORLD.values(LAW[:, :3]), "law has shape"),
         (lambda: WORLD.logits(LAW[:, :3]), "law has shape"),
         (lambda: WORLD.kl(LAW, LAW[0]), "ref_law has shape"),
+        (lambda: WORLD.kl(LAW[0], LAW), "^law has shape"),
         (lambda: WORLD.kl_gradient(torch.zeros(1, 3, 2), LAW[0]), "ref_law has shape"),
         (lambda: WORLD.optimum(LAW, 0.0), "kl_coef must be positive, got 0.0"),
         (lambda: WORLD.optimum(LAW[0], 1.0), "ref_law has shape"),

@@ -109,13 +109,18 @@ def test_a_policy_that_cannot_end_is_greedy():
 
 
 def test_with_a_horizon_the_best_action_may_depend_on_the_time_left():
-    """Action 0 pays 1 at once; action 1 pays 10 two steps later."""
+    """Action 0 pays 1 at once; action 1 pays 10 one step later."""
     moves, rewards = torch.zeros(3, 2, 3), torch.zeros(3, 2)
     moves[0, 0, 0] = moves[0, 1, 1] = moves[1, :, 2] = moves[2, :, 2] = 1
     rewards[0, 0], rewards[1] = 1, 10
-    values, policy = value_iteration(TabularMDP(moves, rewards, torch.eye(3)[0], 1.0, horizon=3))
-    assert values[:, 0].tolist() == [11, 10, 1, 0]
-    assert policy[:, 0].tolist() == [[1, 0], [0, 1], [1, 0]]
+    values, policy = value_iteration(TabularMDP(moves, rewards, torch.eye(3)[0], 1.0, horizon=4))
+    assert values[:, 0].tolist() == [12, 11, 10, 1, 0]
+    assert policy[:, 0].tolist() == [[1, 0], [1, 0], [0, 1], [1, 0]]
+
+
+def test_sweeps_end_where_nothing_changes_any_more():
+    values, _ = value_iteration(chain(3, gamma=0.5), tolerance=0.0)
+    assert values.tolist() == [0.25, 0.5, 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -141,6 +146,8 @@ def test_the_start_law_of_a_table_is_kept():
     mdp = from_table(env.P, env.initial_state_distrib, 0.99)
     assert len(mdp.start) == 501  # 300 of its 500 states may be the first one
     assert mdp.start.unique().tolist() == pytest.approx([0, 1 / 300])
+    ends = {0: [(1.0, 0, 0.0, True)]}
+    assert from_table({0: ends, 1: ends}, [0.1, 0.9], 0.5).start.tolist() == [0.1, 0.9, 0.0]  # every digit
 
 
 def test_known_value_of_the_uniform_policy():
@@ -156,6 +163,37 @@ def test_a_grid_is_walked_around_its_walls_and_pits():
     assert float(mdp.start @ values) == -4.0
     moves = {name: mdp.actions[int(row.argmax())] for name, row in zip(mdp.states, policy, strict=True)}
     assert (moves["0,0"], moves["0,1"], moves["1,1"], moves["2,1"]) == ("east", "south", "south", "east")
+
+
+COMPASS = {"north": -1, "east": 1j, "south": 1, "west": -1j}  # rows grow to the south, columns to the east
+MAP = ["..O.", "G#S.", "..G."]
+
+
+def test_every_step_on_a_grid_against_a_walk_in_the_complex_plane():
+    """Cells are numbers y + ix, and a turn to a side multiplies the step by i or -i."""
+    mdp = gridworld(MAP, slip=0.2, step_reward=-0.3, goal_reward=2.0, pit_reward=-5.0)
+    letters = {y + 1j * x: letter for y, row in enumerate(MAP) for x, letter in enumerate(row)}
+    floor = [cell for cell, letter in letters.items() if letter in ("S", ".")]
+    assert mdp.states == (*(f"{cell.real:.0f},{cell.imag:.0f}" for cell in floor), "end")
+    assert mdp.actions == tuple(COMPASS)
+    assert mdp.start.tolist() == [letters[cell] == "S" for cell in floor] + [0]
+    for s, cell in enumerate(floor):
+        for a, step in enumerate(COMPASS.values()):
+            moves, reward = [0.0] * len(mdp.states), 0.0
+            for turn, probability in ((1, 0.8), (1j, 0.1), (-1j, 0.1)):
+                letter = letters.get(cell + step * turn, "#")
+                after = {"#": s, "G": -1, "O": -1}.get(letter)
+                moves[floor.index(cell + step * turn) if after is None else after] += probability
+                reward += probability * (-0.3 + {"G": 2.0, "O": -5.0}.get(letter, 0.0))
+            assert mdp.transitions[s, a].tolist() == pytest.approx(moves, abs=1e-15)
+            assert mdp.rewards[s, a].item() == pytest.approx(reward, abs=1e-15)
+
+
+def test_a_chain_starts_at_its_left():
+    mdp = chain(3, step_reward=-1.0)
+    assert mdp.start.tolist() == [1, 0, 0, 0]
+    assert mdp.actions == ("left", "right")
+    assert mdp.rewards.tolist() == [[-1, -1], [-1, -1], [-1, 0], [0, 0]]
 
 
 def test_a_slip_goes_to_either_side():
@@ -185,9 +223,35 @@ def test_the_timing_of_rewards_moves_no_return(timing):
     assert mdp.actions[int(best[first].argmax())] == "Do you want to buy a book?"
 
 
+def test_the_dialogue_has_these_turns():
+    """Where the visitor has said what is wanted, and what each of the four replies then earns."""
+    mdp, hello = dialogue("immediate", buyers=0.75), "Hello, I am looking for a place to read."
+    asked = f"{hello} / Do you want to buy a book?"
+    earned = {hello: [0.5, -0.5, -0.2, 0], f"{asked} / Yes.": [1, -1, -1, 0], f"{asked} / No.": [-1, 1, -1, 0]}
+    for history, rewards in earned.items():
+        assert mdp.rewards[mdp.states.index(history)].tolist() == pytest.approx(rewards, abs=1e-15)
+    answers = {
+        "Go to the bookshop.": ("Thank you!", "That is not what I wanted."),
+        "Go to the library.": ("Thank you!", "That is not what I wanted."),
+        "Do you want to buy a book?": ("You asked that already. Goodbye.",),
+        "I do not know.": ("Goodbye.",),
+    }
+    last = [f"{said} / {r} / {a}" for said in earned for r, each in answers.items() for a in each]
+    last = [words for words in last if words != f"{asked} / You asked that already. Goodbye."]
+    assert set(mdp.states) == {*earned, *last, "end"}
+    assert mdp.states[-1] == "end"
+    assert mdp.actions == tuple(answers)
+
+
+@pytest.mark.parametrize("buyers", [0, 1])
+def test_all_visitors_may_want_the_same(buyers):
+    mdp = dialogue(buyers=buyers)
+    assert float(mdp.start @ value_iteration(mdp)[0]) == 1
+
+
 @pytest.mark.parametrize("bad", [{"timing": "soon"}, {"buyers": 1.5}])
 def test_an_impossible_dialogue_is_refused(bad):
-    with pytest.raises(ValueError, match="expected"):
+    with pytest.raises(ValueError, match=f"{next(iter(bad))} is .* expected"):
         dialogue(**bad)
 
 
@@ -208,6 +272,8 @@ BAD = {
     "rows that miss 1": ({"transitions": torch.full((2, 2, 2), 0.4)}, r"transitions\[0, 0\] sums to 0.8; expected 1"),
     "a negative probability": ({"start": torch.tensor([1.5, -0.5])}, r"start\[1\] is negative"),
     "a probability that is no number": ({"start": torch.tensor([float("nan"), 1.0])}, r"start\[0\] is negative or not"),
+    "a start that misses 1": ({"start": torch.tensor([0.5, 0.25])}, "^start sums to 0.75; expected 1"),
+    "no actions": ({"transitions": torch.ones(2, 0, 2)}, r"shape \(2, 0, 2\); expected \[S, A, S\]"),
     "another shape": ({"transitions": torch.ones(2, 2)}, r"shape \(2, 2\); expected \[S, A, S\]"),
     "rewards of another shape": ({"rewards": torch.zeros(2, 3)}, r"rewards has shape \(2, 3\); expected \(2, 2\)"),
     "a reward that is no number": ({"rewards": torch.full((2, 2), float("nan"))}, r"rewards\[0, 0\] is not finite"),
@@ -229,6 +295,13 @@ def test_a_policy_in_single_precision_is_a_policy():
     policy = torch.softmax(torch.randn(4, 2, generator=torch.Generator().manual_seed(3)), dim=-1)
     exact = expected_return(random_mdp(0), (policy.double() / policy.double().sum(1, keepdim=True)))
     assert float(expected_return(random_mdp(0), policy)) == pytest.approx(float(exact), abs=1e-5)
+
+
+def test_numbers_of_any_kind_make_a_process():
+    """Lists and integers too; one state and one action are the fewest."""
+    for one in (1, 1.0, torch.tensor(1), True):
+        mdp = TabularMDP(torch.as_tensor(one).reshape(1, 1, 1), [[2.0]], [one], 0.5)
+        assert policy_evaluation(mdp, torch.ones(1, 1)).tolist() == [4.0]
 
 
 def test_laws_in_single_precision_are_laws():

@@ -180,10 +180,18 @@ def test_explained_variance_against_the_definition(seed):
     assert explained_variance(torch.zeros_like(values), dirty, mask).item() == pytest.approx(0)
 
 
+def test_on_the_edge_of_the_band_nothing_is_clipped_and_the_precision_stays():
+    twice, mask = torch.tensor([[2.0, 3.0]]).double().log(), torch.ones(1, 2).bool()
+    assert twice.exp()[0, 0] == 2
+    fraction = clip_fraction(twice, torch.zeros(1, 2).double(), 1.0, mask)
+    assert (fraction.item(), fraction.dtype) == (0.5, torch.float64)
+
+
 def test_explained_variance_of_constant_returns():
-    mask, ones = torch.ones(1, 3).bool(), torch.ones(1, 3)
-    assert explained_variance(2 * ones, ones, mask).item() == 1
-    assert explained_variance(torch.arange(3.0).unsqueeze(0), ones, mask).item() == 0
+    mask, ones = torch.ones(1, 3).bool(), torch.ones(1, 3, dtype=torch.float64)
+    for values, share in ((2 * ones, 1), (torch.arange(3.0).double().unsqueeze(0), 0)):
+        explained = explained_variance(values, ones, mask)
+        assert (explained.item(), explained.dtype) == (share, torch.float64)
 
 
 @few
@@ -241,6 +249,24 @@ def test_a_batch_is_its_rows(seed):
     ):
         rows = [function(*(x[b : b + 1] for x in (new, old, other))) for b in (2, 0, 1)]
         torch.testing.assert_close(torch.cat(rows), function(new, old, other)[[2, 0, 1]])
+
+
+NAMES = {
+    reinforce_objective: ("log_probs", "advantages"),
+    clipped_surrogate_objective: ("log_probs", "old_log_probs", "advantages"),
+    clipped_value_loss: ("values", "old_values", "returns"),
+    clip_fraction: ("log_probs", "old_log_probs", "mask"),
+    explained_variance: ("values", "returns", "mask"),
+    dpo_loss: ("chosen_log_probs", "rejected_log_probs", "ref_chosen_log_probs", "ref_rejected_log_probs"),
+}
+
+
+@pytest.mark.parametrize(("function", "name"), [(f, name) for f, names in NAMES.items() for name in names])
+def test_nothing_is_broadcast(function, name):
+    given = {n: torch.zeros(2, 3).to(torch.bool if n == "mask" else torch.float32) for n in NAMES[function]}
+    more = {"beta": 0.1} if function is dpo_loss else {"clip_epsilon": 0.2} if "clip" in function.__name__ else {}
+    with pytest.raises(ValueError, match=f"has shape .* expected .* like {NAMES[function][0]}"):
+        function(**given | {name: given[name][:, :1]}, **more)
 
 
 X = torch.zeros(1, 2)

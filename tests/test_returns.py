@@ -135,6 +135,12 @@ def test_a_truncated_row_bootstraps_and_a_terminal_one_does_not():
     assert gae(rewards, values, discounts, mask, 1.0).tolist() == [[6.0, 0.0], [1.0, 0.0]]
 
 
+def test_without_a_bootstrap_nothing_follows():
+    rewards, _, discounts, mask = random_rows(0, [3, 1], [False, False])
+    returns = discounted_returns(rewards, discounts, mask)
+    torch.testing.assert_close(returns, discounted_returns(rewards, discounts, mask, torch.zeros(2).double()))
+
+
 def test_results_are_detached():
     rewards, values = torch.ones(1, 2, requires_grad=True), torch.ones(1, 3, requires_grad=True)
     discounts, mask = torch.ones(1, 2), torch.ones(1, 2).bool()
@@ -291,6 +297,8 @@ ROW, MASK = torch.ones(1, 3), torch.ones(1, 3).bool()
             lambda: lambda_returns(ROW, torch.ones(1, 4), ROW, torch.tensor([[False, True, True]]), 0.9),
             "mask must be right-padded",
         ),
+        (lambda: gae(ROW, torch.ones(1, 4), ROW, torch.tensor([[True, False, True]]), 0.9), "must be right-padded"),
+        (lambda: gae(ROW, torch.ones(1, 4), ROW, MASK[:, :1], 0.9), r"mask has shape \[1, 1\], .* like rewards"),
         (lambda: discounted_returns(ROW[0], ROW[0], MASK[0]), r"rewards must be \[B, T\], got shape \[3\]"),
         (
             lambda: discounted_returns(ROW, ROW, MASK, torch.ones(2)),

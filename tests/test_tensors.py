@@ -62,6 +62,7 @@ def test_means_of_rows_have_their_own_denominator():
     assert masked_mean(x, mask, dim=1).tolist() == [2.0, 8.0]
     assert masked_mean(x, mask, dim=0).tolist() == [4.5, 3.0]
     assert masked_mean(x, mask).item() == 4.0  # not the mean of the means, 5
+    assert masked_mean(x, mask, count=1).item() == 12.0
 
 
 @few
@@ -123,6 +124,12 @@ def test_length_mask_is_true_before_the_length(lengths):
     mask = length_mask(torch.tensor(lengths), 6)
     assert mask.dtype == torch.bool
     assert mask.tolist() == [[t < length for t in range(6)] for length in lengths]
+
+
+def test_a_mask_lies_where_the_lengths_do(devices_named):
+    lengths = torch.tensor([1, 3])
+    with devices_named:
+        assert length_mask(lengths, 3).sum() == 4
 
 
 @pytest.mark.parametrize(
