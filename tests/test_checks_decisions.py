@@ -50,8 +50,39 @@ def counted_down(gamma, share):
     return steps
 
 
+def backup_in_loops(transitions, rewards, gamma, policy, values):
+    """Plain Python, and float32 at the end."""
+    rows = zip(policy.tolist(), rewards.tolist(), transitions.tolist(), strict=True)
+    later = lambda law: sum(p * value for p, value in zip(law, values.tolist(), strict=True))  # noqa: E731
+    return torch.tensor(
+        [sum(p * (r + gamma * later(law)) for p, r, law in zip(*row, strict=True)) for row in rows],
+        dtype=torch.float32,
+    )
+
+
+def equal_share(*inputs):
+    q = q_values(*inputs)
+    best = (q == q.amax(dim=1, keepdim=True)).float()
+    return best / best.sum(dim=1, keepdim=True)
+
+
+def last_of_the_best(*inputs):
+    q = q_values(*inputs).flip(1)
+    return one_hot(q.argmax(dim=1), q.shape[1]).flip(1)
+
+
 SOLUTIONS = [
     (check_discounted_return, discounted_return),
+    (check_discounted_return, lambda rewards, gamma: torch.tensor(discounted_return(rewards, gamma))),
+    (
+        check_discounted_return,
+        lambda rewards, gamma: (torch.tensor(rewards) * gamma ** torch.arange(len(rewards))).sum(),
+    ),
+    (check_effective_horizon, lambda g, s: torch.ceil(torch.tensor(s).double().log() / torch.tensor(g).double().log())),
+    (check_bellman_backup, backup_in_loops),
+    (check_greedy_policy, equal_share),
+    (check_greedy_policy, last_of_the_best),
+    (check_shaped_rewards, lambda t, r, g, f: shaped_rewards(t, r, g, f).float()),
     (check_discounted_return, lambda rewards, gamma: sum(gamma**t * r for t, r in enumerate(rewards))),
     (check_effective_horizon, effective_horizon),
     (check_effective_horizon, counted_down),
@@ -73,7 +104,41 @@ def from_behind(transitions, rewards, gamma, values):
     return rewards + gamma * torch.einsum("tas,t->sa", transitions, values)
 
 
+def emptied(rewards, gamma):
+    total = 0.0
+    while rewards:
+        total = rewards.pop() + gamma * total
+    return total
+
+
+def backup_in_place(transitions, rewards, gamma, policy, values):
+    rewards += gamma * transitions @ values
+    return (policy * rewards).sum(dim=1)
+
+
+def greedy_in_place(transitions, rewards, gamma, values):
+    values *= gamma
+    return greedy_policy(transitions, rewards, 1.0, values)
+
+
+def shaped_in_place(transitions, rewards, gamma, potential):
+    rewards += gamma * transitions @ potential - potential[:, None]
+    return rewards
+
+
 MISTAKES = {
+    "return, list emptied": (check_discounted_return, emptied, "in place"),
+    "return, text": (check_discounted_return, lambda r, g: str(discounted_return(r, g)), "not a number"),
+    "backup, in place": (check_bellman_backup, backup_in_place, "in place"),
+    "backup, list": (check_bellman_backup, lambda *inputs: bellman_backup(*inputs).tolist(), "not a tensor"),
+    "greedy, in place": (check_greedy_policy, greedy_in_place, "argument 4 .*\n.*\n.*\n.*in place"),
+    "greedy, list": (check_greedy_policy, lambda *inputs: greedy_policy(*inputs).tolist(), "not a tensor"),
+    "greedy, no law": (
+        check_greedy_policy,
+        lambda *inputs: (q_values(*inputs) == q_values(*inputs).amax(1, keepdim=True)).double(),
+        "their row is no law",
+    ),
+    "shaping, in place": (check_shaped_rewards, shaped_in_place, "in place"),
     "return, first power": (
         check_discounted_return,
         lambda r, g: sum(g ** (t + 1) * x for t, x in enumerate(r)),

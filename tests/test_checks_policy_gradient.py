@@ -1,5 +1,7 @@
 """The checks of chapter 02 pass the solution and name the mistake that was made."""
 
+import math
+
 import pytest
 import torch
 from torch.nn.functional import one_hot
@@ -42,7 +44,16 @@ def by_autograd(logits, actions):
     return logits.grad
 
 
-@pytest.mark.parametrize("solution", [score_function, by_autograd])
+def in_lists(logits, actions):
+    """Row by row, in float32."""
+    rows = []
+    for row, action in zip(logits.tolist(), actions.tolist(), strict=True):
+        total = sum(math.exp(x) for x in row)
+        rows.append([(a == action) - math.exp(x) / total for a, x in enumerate(row)])
+    return torch.tensor(rows)
+
+
+@pytest.mark.parametrize("solution", [score_function, by_autograd, in_lists])
 def test_score_function_passes(solution, capsys):
     checks.check_score_function(solution)
     assert "passed" in capsys.readouterr().out
@@ -67,6 +78,8 @@ def of_the_probability(logits, actions):
         (lambda x, a: x.log_softmax(-1).gather(1, a[:, None]).squeeze(1), "one at the chosen action"),
         (lambda x, a: None, "is there a `return`"),
         (lambda x, a: x @ a, "usual cause: one at the chosen action"),
+        (lambda x, a: score_function(x.sub_(x.logsumexp(1, keepdim=True)), a), "in place"),
+        (lambda x, a: score_function(x, a).T, "usual cause: the shape"),
     ],
 )
 def test_score_function_names_the_mistake(mistake, cause):
@@ -114,6 +127,11 @@ def from_the_start(rewards, gamma, mask):
     return weighted.flip(1).cumsum(1).flip(1)
 
 
+def padding_overwritten(rewards, gamma, mask):
+    rewards[~mask] = 0
+    return reward_to_go(rewards, gamma, mask)
+
+
 def without_mask(rewards, gamma, mask):
     return reward_to_go(rewards, gamma, torch.ones_like(mask))
 
@@ -133,6 +151,7 @@ def without_mask(rewards, gamma, mask):
         (lambda r, g, m: reward_to_go(r, g, m)[:, 0], "one sum a row"),
         (lambda r, g, m: None, "is there a `return`"),
         (lambda r, g, m: r @ r, "usual cause: from the last step"),
+        (padding_overwritten, "argument 1 after the call"),
     ],
 )
 def test_reward_to_go_names_the_mistake(mistake, cause):
@@ -172,6 +191,7 @@ def test_reinforce_loss_passes(solution):
         (lambda p, g, m: reinforce_loss(p.detach(), g, m), "must stay attached"),
         (lambda p, g, m: -torch.where(m, p * g, 0.0).sum(1), "expected one number"),
         (lambda p, g, m: None, "the loss is NoneType"),
+        (lambda p, g, m: reinforce_loss(p, g.mul_(m), m), "in place"),
         (lambda p, g, m: -(p * g * m).sum(1).mean() + p.exp()[m].sum(), "usual cause: minus the sum"),
     ],
 )
@@ -194,7 +214,12 @@ def by_least_squares(scores, returns):
     return torch.linalg.lstsq(scores.flatten()[:, None], target).solution.squeeze()
 
 
-@pytest.mark.parametrize("solution", [optimal_baseline, by_least_squares])
+def in_plain_python(scores, returns):
+    weights = [sum(x * x for x in row) for row in scores.tolist()]
+    return sum(w * r for w, r in zip(weights, returns.tolist(), strict=True)) / sum(weights)
+
+
+@pytest.mark.parametrize("solution", [optimal_baseline, by_least_squares, in_plain_python])
 def test_optimal_baseline_passes(solution):
     checks.check_optimal_baseline(solution)
 
@@ -216,7 +241,9 @@ def length(scores):
         (lambda g, r: (g.sum(1).square() * r).sum() / g.sum(1).square().sum(), "summed before they are squared"),
         (lambda g, r: (g.square().sum(0).mean() * r).sum() / g.square().sum(), "the wrong axis"),
         (lambda g, r: r.square().sum() / r.sum(), "the returns are squared"),
-        (lambda g, r: optimal_baseline(g, r).item(), "not a tensor"),
+        (lambda g, r: [optimal_baseline(g, r)], "not a number"),
+        (lambda g, r: optimal_baseline(g, r)[None], r"the shape, \[1\]"),
+        (lambda g, r: optimal_baseline(g.mul_(2), r), "in place"),
         (lambda g, r: (g.square() * r).sum(), "usual cause: a mean of the returns"),
     ],
 )
@@ -247,6 +274,11 @@ def test_importance_weights_passes(solution):
     checks.check_importance_weights(solution)
 
 
+def of_probabilities(new, old, mask):
+    """Right on paper; after some hundreds of steps both products are 0."""
+    return (torch.where(mask, new.exp(), 1).prod(1) / torch.where(mask, old.exp(), 1).prod(1)).detach()
+
+
 def log_ratio(new, old, mask):
     return torch.where(mask, new - old, 0.0).detach()
 
@@ -268,6 +300,9 @@ def log_ratio(new, old, mask):
         (lambda new, old, m: torch.where(m, new - old, 0.0).sum(1).exp(), "a missing detach"),
         (lambda new, old, m: log_ratio(new, old, m).sum(1).exp() * float("inf"), "a number overflowed"),
         (lambda new, old, m: importance_weights(new, old, m).clamp(max=2), "usual cause: sum log_probs"),
+        (lambda new, old, m: importance_weights(new, old, m).clamp(max=100), "2000 steps"),
+        (of_probabilities, "2000 steps:[^$]*overflowed or became 0"),
+        (lambda new, old, m: importance_weights(new, old.mul_(m), m), "in place"),
         (lambda new, old, m: None, "is there a `return`"),
     ],
 )

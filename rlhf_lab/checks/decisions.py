@@ -13,7 +13,7 @@ from random import Random
 import torch
 from torch import Tensor
 
-from rlhf_lab.checks.compare import compare, fail
+from rlhf_lab.checks.compare import compare, odd_tensors, same_tensors
 from rlhf_lab.mdp import TabularMDP, policy_evaluation, value_iteration
 
 RANDOM_CASES = 30
@@ -21,28 +21,8 @@ STATES, ACTIONS = 4, 3
 BACKWARDS = "the wrong axis of transitions: it sums over the states one comes from"
 
 
-def _same(got, expected) -> bool:
-    if isinstance(expected, Tensor):
-        try:
-            got = torch.as_tensor(got).detach().double()
-        except (TypeError, ValueError, RuntimeError):
-            return False
-        return got.shape == expected.shape and torch.allclose(got, expected.double(), rtol=0, atol=1e-9)
-    try:
-        return math.isclose(float(got), expected, abs_tol=1e-9)
-    except (TypeError, ValueError, RuntimeError):
-        return False
-
-
-def _odd(got, expected) -> str | None:
-    if got is None:
-        return "it returned None; is there a `return`?"
-    if isinstance(expected, Tensor) and isinstance(got, Tensor) and got.shape != expected.shape:
-        return f"the shape: expected {list(expected.shape)}; over which axis is the sum?"
-    return None
-
-
-_compare = partial(compare, same=_same, odd=_odd)
+_odd = partial(odd_tensors, shape="the shape: over which axis is the sum?")
+_compare = partial(compare, same=same_tensors, odd=_odd)
 
 
 def _random_process(seed: int) -> TabularMDP:
@@ -72,15 +52,14 @@ def check_discounted_return(function: Callable[[Sequence[float], float], float])
     """
     name, hint = "discounted_return", "the t-th reward counts gamma to the power t, and the first one has t = 0"
     random = Random(0)
-    cases = [([1.0, 2.0, 4.0], 0.5), ([-0.2, 1.0, 0.0], 1.0), ([3.0, 5.0], 0.0)]
+    cases = [([2.0, 4.0, 16.0], 0.25), ([-0.2, 1.0, 0.0], 1.0), ([3.0, 5.0], 0.0)]
     for _ in range(RANDOM_CASES):
         rewards = [round(random.uniform(-2, 2), 2) for _ in range(random.randint(1, 6))]
         cases.append((rewards, round(random.uniform(0.1, 0.99), 2)))
     for rewards, gamma in cases:
         case, expected = f"rewards {rewards}, gamma {gamma}", _discounted(rewards, gamma)
-        _compare(
-            name, case, lambda r=rewards, g=gamma: function(list(r), g), expected, _return_faults(rewards, gamma), hint
-        )
+        faults = _return_faults(rewards, gamma)
+        _compare(name, case, function, expected, faults, hint, inputs=(rewards, gamma))
     print(f"{name}: passed (3 cases by hand, {RANDOM_CASES} random ones)")
 
 
@@ -130,7 +109,7 @@ def check_effective_horizon(function: Callable[[float, float], int]) -> None:
             "the sign: both logarithms are negative, so their quotient is positive": lambda x=exact: -math.ceil(x),
             "the quotient is upside down": lambda x=exact: math.ceil(1 / x),
         }
-        _compare(name, f"gamma {gamma}, share {share}", lambda g=gamma, s=share: function(g, s), steps, faults, hint)
+        _compare(name, f"gamma {gamma}, share {share}", function, steps, faults, hint, inputs=(gamma, share))
     print(f"{name}: passed (3 cases by hand, {RANDOM_CASES} random ones)")
 
 
@@ -144,9 +123,9 @@ def check_bellman_backup(function: Callable[[Tensor, Tensor, float, Tensor, Tens
     name, hint = "bellman_backup", "the mean over actions, by the policy, of reward + gamma * mean of the next values"
     moves = torch.zeros(2, 2, 2, dtype=torch.float64)
     moves[0, 0, 0] = moves[0, 1, 1] = moves[1, :, 1] = 1
-    rewards, values = torch.tensor([[0.0, 2.0], [0.0, 0.0]]).double(), torch.tensor([4.0, 0.0]).double()
+    rewards, values = torch.tensor([[0.0, 2.0], [0.0, 0.0]]).double(), torch.tensor([6.0, 2.0]).double()
     policy = torch.tensor([[0.75, 0.25], [0.5, 0.5]]).double()
-    cases = [("stay for 0 or leave for 2, gamma 0.5, values 4 and 0", (moves, rewards, 0.5, policy, values))]
+    cases = [("stay for 0 or leave for 2, gamma 0.5, values 6 and 2", (moves, rewards, 0.5, policy, values))]
     for seed in range(RANDOM_CASES):
         mdp, policy = _random_process(seed), _random_table(seed, STATES, ACTIONS).softmax(dim=1)
         now = (mdp.transitions, mdp.rewards, mdp.gamma, policy)
@@ -157,7 +136,7 @@ def check_bellman_backup(function: Callable[[Tensor, Tensor, float, Tensor, Tens
     for case, inputs in cases:
         transitions, rewards, gamma, policy, values = inputs
         expected = (policy * _q(transitions, rewards, gamma, values)).sum(dim=1)
-        _compare(name, case, lambda x=inputs: function(*x), expected, _backup_faults(*inputs), hint)
+        _compare(name, case, function, expected, _backup_faults(*inputs), hint, inputs=inputs)
     print(f"{name}: passed (a case by hand, {RANDOM_CASES} random ones, the true values are its fixed point)")
 
 
@@ -201,12 +180,14 @@ def check_greedy_policy(function: Callable[[Tensor, Tensor, float, Tensor], Tens
     ]
     for seed in range(RANDOM_CASES):
         mdp = _random_process(seed)
-        values, rewards = 3 * _random_table(seed, STATES), _random_table(-seed, STATES, ACTIONS)  # no ties at the end
-        cases.append((f"random process {seed}", (mdp.transitions, rewards, mdp.gamma, values)))
+        values, rewards = 3 * _random_table(seed, STATES), _random_table(-seed, STATES, ACTIONS)
+        rewards[-1] = 0
+        case = f"random process {seed}, equally good actions in its last state"
+        cases.append((case, (mdp.transitions, rewards, mdp.gamma, values)))
     for case, inputs in cases:
         q_values = _q(*inputs)
-        faults, odd = _greedy_faults(*inputs), partial(_odd_policy, q_values)
-        compare(name, case, lambda x=inputs: function(*x), _one_hot(q_values), faults, hint, same=_same, odd=odd)
+        rules = {"same": partial(_same_policy, q_values), "odd": partial(_odd_policy, q_values)}
+        compare(name, case, function, _one_hot(q_values), _greedy_faults(*inputs), hint, inputs=inputs, **rules)
     print(f"{name}: passed (2 cases by hand, {RANDOM_CASES} random ones)")
 
 
@@ -221,6 +202,9 @@ def _greedy_faults(transitions, rewards, gamma, values) -> dict[str, Callable[[]
         BACKWARDS: lambda: _one_hot(rewards + gamma * backwards),
         "a softmax: a greedy policy puts everything on one action": lambda: q_values.softmax(dim=1),
         "the largest values and not a law with 1 at their place": lambda: q_values * (q_values == best),
+        "equally good actions get 1 each, and their row is no law: 1 for one of them, or an equal share": lambda: (
+            q_values == best
+        ),
         "the best state of each action: the maximum runs over the wrong axis": lambda: (
             q_values == q_values.amax(dim=0)
         ).double(),
@@ -229,6 +213,14 @@ def _greedy_faults(transitions, rewards, gamma, values) -> dict[str, Callable[[]
 
 def _one_hot(q_values: Tensor) -> Tensor:
     return torch.nn.functional.one_hot(q_values.argmax(dim=1), q_values.shape[1]).double()
+
+
+def _same_policy(q_values: Tensor, got, expected) -> bool:
+    """Where actions are equally good, the probability may lie on any of them."""
+    best = q_values == q_values.amax(dim=1, keepdim=True)
+    gathered = lambda p: torch.cat([p * ~best, (p * best).sum(dim=1, keepdim=True)], dim=1)  # noqa: E731
+    shaped = isinstance(got, Tensor) and got.shape == q_values.shape
+    return shaped and same_tensors(gathered(got), gathered(expected))
 
 
 def _odd_policy(q_values: Tensor, got, expected) -> str | None:
@@ -257,7 +249,7 @@ def check_shaped_rewards(function: Callable[[Tensor, Tensor, float, Tensor], Ten
     for case, inputs in cases:
         transitions, rewards, gamma, potential = inputs
         expected = rewards + gamma * transitions @ potential - potential[:, None]
-        _compare(name, case, lambda x=inputs: function(*x), expected, _shaping_faults(*inputs), hint)
+        _compare(name, case, function, expected, _shaping_faults(*inputs), hint, inputs=inputs)
     for seed in range(RANDOM_CASES):
         _check_same_best_policy(name, function, seed, hint)
     print(f"{name}: passed (a case by hand, {RANDOM_CASES} random ones, the same best policy in all of them)")
@@ -281,10 +273,12 @@ def _check_same_best_policy(name: str, function: Callable, seed: int, hint: str)
     """The best values move by the potential and the best actions stay."""
     mdp, potential = _random_process(seed), _random_table(seed, STATES)
     potential[-1] = 0
-    shaped = function(mdp.transitions, mdp.rewards, mdp.gamma, potential)
+
+    def solved() -> Tensor:
+        shaped = function(mdp.transitions, mdp.rewards, mdp.gamma, potential).double()
+        values, policy = value_iteration(TabularMDP(mdp.transitions, shaped, mdp.start, mdp.gamma))
+        return torch.cat([(values + potential)[:, None], policy], dim=1)[:-1]
+
     values, policy = value_iteration(mdp)
-    new_values, new_policy = value_iteration(TabularMDP(mdp.transitions, shaped, mdp.start, mdp.gamma))
-    if not torch.allclose(new_values, values - potential, atol=1e-8):
-        fail(name, f"best values of random process {seed}", new_values, values - potential, hint)
-    if not torch.equal(new_policy[:-1], policy[:-1]):
-        fail(name, f"best policy of random process {seed}", new_policy[:-1], policy[:-1], hint)
+    expected = torch.cat([values[:, None], policy], dim=1)[:-1]
+    _compare(name, f"best values + potential, and best policy, of random process {seed}", solved, expected, {}, hint)

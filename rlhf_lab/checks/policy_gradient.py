@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from rlhf_lab.checks.compare import compare, fail, odd_tensors, same_tensors
+from rlhf_lab.checks.compare import compare, expect_data, odd_tensors, same_tensors
 from rlhf_lab.exact import TokenWorld
 from rlhf_lab.tensors import length_mask
 
 Faults = dict[str, Callable[[], Tensor]]
 
 
-OVERFLOW = "a number overflowed; sum logarithms first and take the exponential last"
-_compare = partial(compare, same=same_tensors, odd=partial(odd_tensors, not_finite=OVERFLOW))
+OVERFLOW = "a number overflowed or became 0; sum logarithms first and take the exponential last"
+_compare = partial(compare, same=same_tensors, odd=odd_tensors)
 
 
 def _rows(seed: int, rows: int = 4, width: int = 5) -> tuple[torch.Generator, Tensor]:
@@ -48,13 +48,11 @@ def check_score_function(function: Callable[[Tensor, Tensor], Tensor]) -> None:
     for case, logits, actions in cases:
         live = logits.clone().requires_grad_(True)
         live.log_softmax(-1).gather(1, actions[:, None]).sum().backward()
-        given = logits.clone(), actions.clone()
-        _compare(name, case, lambda g=given: function(*g), live.grad, _score_faults(logits, actions), hint)
-        mean = sum(
-            p[:, None] * function(logits, torch.full_like(actions, a)) for a, p in enumerate(logits.softmax(1).T)
-        )
-        if mean.abs().max() > 1e-6:
-            fail(name, case, mean, torch.zeros_like(mean), "its mean over the policy's own actions must be 0")
+        faults = _score_faults(logits, actions)
+        _compare(name, case, function, live.grad, faults, hint, inputs=(logits, actions))
+        mean = lambda x, a: sum(p[:, None] * function(x, a * 0 + i) for i, p in enumerate(x.softmax(1).T))  # noqa: E731
+        zero, hint_mean = torch.zeros_like(logits), "its mean over the policy's own actions must be 0"
+        _compare(name, f"{case}, mean", mean, zero, {}, hint_mean, inputs=(logits, actions))
     print(f"{name}: passed (a case by hand, 20 against autograd, mean 0 under the policy)")
 
 
@@ -102,8 +100,8 @@ def check_reward_to_go(function: Callable[[Tensor, float, Tensor], Tensor]) -> N
         cases.append((f"random case {seed}, junk at padding", rewards, (0.0, 0.5, 0.9, 1.0)[seed % 4], mask))
     for case, rewards, gamma, mask in cases:
         expected = _to_go(rewards, gamma, mask)
-        given = rewards.clone(), gamma, mask.clone()
-        _compare(name, case, lambda g=given: function(*g), expected, _to_go_faults(rewards, gamma, mask), hint)
+        inputs = rewards, gamma, mask
+        _compare(name, case, function, expected, _to_go_faults(*inputs), hint, inputs=inputs)
     print(f"{name}: passed (a case by hand, 20 random ones with junk at padding)")
 
 
@@ -156,13 +154,10 @@ def check_reinforce_loss(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -
         case = f"{case}: the loss, then its gradient by log_probs"
         faults = {cause: partial(_value_and_gradient, loss, *inputs) for cause, loss in _LOSS_FAULTS.items()}
         expected = _value_and_gradient(_loss, *inputs)
-        _compare(name, case, partial(_value_and_gradient, function, *inputs), expected, faults, hint)
-    log_probs, returns, mask = cases[1][1:]
-    returns = returns.clone().requires_grad_(True)
-    function(log_probs.clone().requires_grad_(True), returns, mask).backward()
-    if returns.grad is not None and returns.grad.abs().max() > 0:
-        cause = "a missing detach: returns are data; through a live return the loss also trains whatever computed it"
-        fail(name, "returns that require grad", returns.grad, torch.zeros_like(returns), cause)
+        _compare(name, case, partial(_value_and_gradient, function), expected, faults, hint, inputs=tuple(inputs))
+    cause = "a missing detach: returns are data; through a live return the loss also trains whatever computed it"
+    case, zero = "returns that require grad: the gradient that reaches them", torch.zeros_like(cases[1][2])
+    _compare(name, case, partial(_gradient_of_returns, function), zero, {}, cause, inputs=cases[1][1:])
     print(f"{name}: passed (a case by hand, 20 random ones with junk at padding, no gradient into the returns)")
 
 
@@ -194,7 +189,7 @@ _LOSS_FAULTS = {
 def _value_and_gradient(loss: Callable, log_probs: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     """[1 + B T]: the loss and its gradient by the log-probs."""
     log_probs = log_probs.clone().requires_grad_(True)
-    value = loss(log_probs, returns.clone(), mask.clone())
+    value = loss(log_probs, returns, mask)
     if not isinstance(value, Tensor) or value.dim() != 0:
         got = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"the loss is {got}, expected one number: a tensor without axes")
@@ -202,6 +197,12 @@ def _value_and_gradient(loss: Callable, log_probs: Tensor, returns: Tensor, mask
         raise ValueError("the loss has no gradient; log_probs must stay attached, the returns are the data")
     (gradient,) = torch.autograd.grad(value, log_probs)
     return torch.cat([value.detach()[None], gradient.flatten()])
+
+
+def _gradient_of_returns(loss: Callable, log_probs: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    log_probs, live = (x.clone().requires_grad_(True) for x in (log_probs, returns))
+    loss(log_probs, live, mask).backward()
+    return torch.zeros_like(returns) if live.grad is None else live.grad
 
 
 # -- the best constant -----------------------------------------------------------------------------------------------
@@ -223,11 +224,9 @@ def check_optimal_baseline(function: Callable[[Tensor, Tensor], Tensor]) -> None
     for case, scores, returns in cases:
         lengths = scores.square().sum(1)
         expected = (lengths * returns).sum() / lengths.sum()
-        given = scores.clone(), returns.clone()
-        _compare(name, case, lambda g=given: function(*g), expected, _baseline_faults(scores, returns), hint)
-        moved = function(scores, returns + 10)
-        if not same_tensors(moved, expected + 10):
-            fail(name, f"{case}, every return 10 higher", moved, expected + 10, "it must move with the returns")
+        _compare(name, case, function, expected, _baseline_faults(scores, returns), hint, inputs=(scores, returns))
+        higher, moved = f"{case}, every return 10 higher", "it must move with the returns"
+        _compare(name, higher, function, expected + 10, {}, moved, inputs=(scores, returns + 10))
     print(f"{name}: passed (a case by hand, 20 random ones, moves with the returns)")
 
 
@@ -277,27 +276,38 @@ def check_importance_weights(function: Callable[[Tensor, Tensor, Tensor], Tensor
         generator, mask = _rows(seed)
         new, old = (-2 * torch.rand(mask.shape, generator=generator, dtype=torch.float64) for _ in range(2))
         cases.append((f"random case {seed}, junk at padding", new, old, mask))
-    for case, new, old, mask in cases:
-        expected = torch.where(mask, new - old, 0.0).sum(1).exp()
-        given = new.clone(), old.clone(), mask.clone()
-        _compare(name, case, lambda g=given: function(*g), expected, _weight_faults(new, old, mask), hint)
+    cases.append(("two episodes of 2000 steps", *_long_episodes()))
+    for case, *inputs in cases:
+        faults = _weight_faults(*inputs)
+        odd = partial(odd_tensors, not_finite=OVERFLOW)
+        _compare(name, case, function, _weights(*inputs), faults, hint, inputs=tuple(inputs), odd=odd)
     new, old, mask = cases[1][1:]
-    if function(new.clone().requires_grad_(True), old, mask).requires_grad:
-        cause = "a missing detach: a weight says how often, and its own gradient would be added to the estimate"
-        fail(name, "log_probs that require grad", "weights that require grad", "weights that do not", cause)
-    world, law, weights = _enumerated_weights(function)
-    if not torch.isclose(law @ weights.double(), torch.ones(1).double()):
-        case = f"all {world.num_sequences} replies of a world"
-        fail(name, case, law @ weights, torch.ones(1), "their mean over the old policy is 1")
+    cause = "a missing detach: a weight says how often, and its own gradient would be added to the estimate"
+    live = new.clone().requires_grad_(True), old, mask
+    expect_data(name, "log_probs that require grad", function, live, cause)
+    world, law, inputs = _enumerated()
+    case, cause = f"all {world.num_sequences} replies of a world, mean", "their mean over the old policy is 1"
+    mean = lambda *inputs: law @ function(*inputs).double()  # noqa: E731
+    _compare(name, case, mean, 1.0, {}, cause, inputs=inputs)
     print(f"{name}: passed (a case by hand, 20 random ones with junk at padding, mean 1 under the old policy)")
 
 
-def _enumerated_weights(function) -> tuple[TokenWorld, Tensor, Tensor]:
+def _weights(new: Tensor, old: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask, new - old, 0.0).sum(1).exp()
+
+
+def _long_episodes() -> tuple[Tensor, Tensor, Tensor]:
+    """Both policies give these episodes probabilities below the smallest number that float64 holds."""
+    old = -1 - torch.rand(2, 2000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return old + torch.tensor([[0.003], [-0.002]]), old, torch.ones(2, 2000, dtype=torch.bool)
+
+
+def _enumerated() -> tuple[TokenWorld, Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """A world, the old law of its replies, and what the weights are computed from."""
     world, generator = TokenWorld(3, 3, lambda prompt, tokens: 0.0, eos=0), torch.Generator().manual_seed(0)
     shape = (1, world.num_prefixes, world.vocab_size)
     new, old = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
-    weights = function(world.token_log_probs(new)[0], world.token_log_probs(old)[0], world.mask)
-    return world, world.law(old)[0], weights
+    return world, world.law(old)[0], (world.token_log_probs(new)[0], world.token_log_probs(old)[0], world.mask)
 
 
 def _weight_faults(new: Tensor, old: Tensor, mask: Tensor) -> Faults:
