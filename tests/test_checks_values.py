@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -47,8 +48,21 @@ def by_hand(rewards, discounts, online, target):
     return torch.tensor([r + d * t[o.index(max(o))] for r, d, o, t in rows], dtype=torch.float64)
 
 
+def soft_in_python(q_values, ref_law, beta):
+    """Row by row, in float32 at the end."""
+    rows = []
+    for values, law in zip(q_values.tolist(), ref_law.tolist(), strict=True):
+        terms = [math.log(p) + q / beta for p, q in zip(law, values, strict=True) if p > 0]
+        rows.append(beta * (max(terms) + math.log(sum(math.exp(x - max(terms)) for x in terms))))
+    return torch.tensor(rows)
+
+
 SOLUTIONS = [
     (check_q_update, q_update),
+    (check_q_update, lambda q, *more: q_update(q.float(), *more)),
+    (check_epsilon_greedy, lambda q, epsilon: epsilon_greedy(q.float(), epsilon).float()),
+    (check_soft_value, soft_in_python),
+    (check_soft_value, lambda q, p, b: soft_value(q.float(), p.float(), b)),
     (check_epsilon_greedy, epsilon_greedy),
     (check_double_target, double_target),
     (check_double_target, by_hand),
@@ -120,7 +134,34 @@ def with_gradient(r, d, o, t):
     return r + d * t.gather(1, o.argmax(1, keepdim=True)).squeeze(1)
 
 
+def law_in_place(q, e):
+    law = epsilon_greedy(q, e)
+    return q.copy_(law)
+
+
+def target_in_place(r, d, o, t):
+    r += d * t.detach().gather(1, o.argmax(1, keepdim=True)).squeeze(1)
+    return r
+
+
+def largest_of_all_rows(q, p, b):
+    return q.max() + b * (p * ((q - q.max()) / b).exp()).sum(1).log()
+
+
 MISTAKES = {
+    "update, list": (check_q_update, lambda *x: q_update(*x).tolist(), "not a tensor"),
+    "law, list": (check_epsilon_greedy, lambda q, e: epsilon_greedy(q, e).tolist(), "not a tensor"),
+    "law, in place": (check_epsilon_greedy, law_in_place, "in place"),
+    "target, list": (check_double_target, lambda *x: double_target(*x).tolist(), "not a tensor"),
+    "target, in place": (check_double_target, target_in_place, "in place"),
+    "soft, in place": (check_soft_value, lambda q, p, b: soft_value(q.div_(b), p, 1.0) * b, "in place"),
+    "soft, largest of all rows": (check_soft_value, largest_of_all_rows, "of each row"),
+    "soft, a tiny number added": (
+        check_soft_value,
+        lambda q, p, b: soft_value(q, p + 1e-10, b),
+        "is a small number added",
+    ),
+    "soft, a tiny floor": (check_soft_value, lambda q, p, b: soft_value(q, p.clamp(min=1e-12), b), "is a small number"),
     "update, end ignored": (check_q_update, lambda *x: q_update(*x[:5], False, *x[6:]), "after the end"),
     "update, end inverted": (check_q_update, lambda *x: q_update(*x[:5], not x[5], *x[6:]), "wrong way round"),
     "update, no gamma": (check_q_update, lambda *x: q_update(*x[:7], 1.0), "gamma is forgotten"),

@@ -12,29 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from rlhf_lab.checks.compare import compare, fail
+from rlhf_lab.checks.compare import compare, expect_data, odd_tensors, same_tensors
 
 RANDOM_CASES = 30
 STATES, ACTIONS = 5, 3
 
 
-def _same(got, expected) -> bool:
-    try:
-        got = torch.as_tensor(got).detach().double()
-    except (TypeError, ValueError, RuntimeError):
-        return False
-    return got.shape == expected.shape and torch.allclose(got, expected.double(), rtol=0, atol=1e-6)
-
-
-def _odd(got, expected) -> str | None:
-    if got is None:
-        return "it returned None; is there a `return`?"
-    if isinstance(got, Tensor) and got.shape != expected.shape:
-        return f"the shape: expected {list(expected.shape)}; over which axis is the maximum or the sum?"
-    return None
-
-
-_compare = partial(compare, same=_same, odd=_odd)
+_odd = partial(odd_tensors, shape="the shape: over which axis is the maximum or the sum?")
+_compare = partial(compare, same=same_tensors, odd=_odd)
 
 
 def _normal(seed: int, *shape: int) -> Tensor:
@@ -72,10 +57,7 @@ def check_q_update(function: Callable[..., Tensor]) -> None:
     for case, inputs in cases:
         q, s, a, r, s_next, over, rate, gamma = inputs
         expected = _with(q, s, a, q[s, a] + rate * (r + gamma * q[s_next].max() * (not over) - q[s, a]))
-        given = q.clone()
-        _compare(name, case, lambda x=inputs, g=given: function(g, *x[1:]), expected, _update_faults(*inputs), hint)
-        if not torch.equal(given, q):
-            fail(name, case, given, q, "the table that was given is changed in place; clone it first")
+        _compare(name, case, function, expected, _update_faults(*inputs), hint, inputs=inputs)
     print(f"{name}: passed (2 cases by hand, {RANDOM_CASES} random ones, the table given is left alone)")
 
 
@@ -142,7 +124,7 @@ def check_epsilon_greedy(function: Callable[[Tensor, float], Tensor]) -> None:
     for q, epsilon in cases:
         case = f"values {[round(x, 3) for x in q.tolist()]}, epsilon {epsilon}"
         faults = _greedy_faults(q, epsilon)
-        _compare(name, case, lambda q=q, e=epsilon: function(q.clone(), e), _law(q, epsilon), faults, hint)
+        _compare(name, case, function, _law(q, epsilon), faults, hint, inputs=(q, epsilon))
     print(f"{name}: passed (3 cases by hand, {RANDOM_CASES} random ones, half of them with ties)")
 
 
@@ -190,11 +172,10 @@ def check_double_target(function: Callable[[Tensor, Tensor, Tensor, Tensor], Ten
     for case, inputs in cases:
         rewards, discounts, online, target = inputs
         expected = rewards + discounts * _pick(target, online)
-        live = lambda x=inputs: (x[0], x[1], x[2].clone().requires_grad_(), x[3].clone().requires_grad_())  # noqa: E731
-        _compare(name, case, lambda x=live: function(*x()), expected, _double_faults(*inputs), hint)
-        if getattr(function(*live()), "requires_grad", False):
-            cause = "the target carries a gradient; it is data, so detach it or compute it under torch.no_grad()"
-            fail(name, case, "a target that requires grad", "one that does not", cause)
+        live = rewards, discounts, online.clone().requires_grad_(), target.clone().requires_grad_()
+        _compare(name, case, function, expected, _double_faults(*inputs), hint, inputs=live)
+        cause = "the target carries a gradient; it is data, so detach it or compute it under torch.no_grad()"
+        expect_data(name, case, function, live, cause)
     print(f"{name}: passed (a case by hand, {RANDOM_CASES} random ones, no gradient flows)")
 
 
@@ -251,23 +232,27 @@ def check_soft_value(function: Callable[[Tensor, Tensor, float], Tensor]) -> Non
         cases.append(
             (f"random values {seed}, beta {(b := [0.3, 1.0, 4.0][seed % 3])}", (_normal(seed, STATES, ACTIONS), ref, b))
         )
-    rare = torch.tensor([[0.25, 0.75, 0.0]]).double()
-    cases.append(("an action that the reference never takes", (torch.tensor([[1.0, 0.0, 9.0]]).double(), rare, 1.0)))
-    cases.append(("values of 500, beta 0.1", (torch.tensor([[500.0, 499.0]]).double(), even, 0.1)))
+    rare, tempting = torch.tensor([[0.25, 0.75, 0.0]]).double(), torch.tensor([[1.0, 0.0, 60.0]]).double()
+    cases.append(("an action of value 60 that the reference never takes, beta 1", (tempting, rare, 1.0)))
+    large = torch.tensor([[500.0, 499.0], [1.0, 0.0], [-500.0, -499.0]]).double()
+    cases.append(("rows of values near 500, 0 and -500, beta 0.1", (large, even.expand(3, 2), 0.1)))
     for case, inputs in cases:
-        q, ref, beta = inputs
-        odd = partial(_odd_soft, q, ref)
-        faults = _soft_faults(q, ref, beta)
-        compare(name, case, lambda x=inputs: function(*x), _soft(*inputs), faults, hint, same=_same, odd=odd)
+        q, ref, _ = inputs
+        rules = {"same": same_tensors, "odd": partial(_odd_soft, q, ref)}
+        compare(name, case, function, _soft(*inputs), _soft_faults(*inputs), hint, inputs=inputs, **rules)
     print(f"{name}: passed (a case by hand, {RANDOM_CASES} random ones, a forbidden action, large values)")
 
 
 def _odd_soft(q: Tensor, ref: Tensor, got, expected) -> str | None:
-    if isinstance(got, Tensor) and got.shape == expected.shape and not got.isfinite().all():
-        if (ref == 0).any():
-            return "not a number: 0 times infinity? An action with reference probability 0 adds nothing to the sum"
-        return "overflow: exp of a large number; logsumexp takes the largest one out first"
-    return _odd(got, expected)
+    if not isinstance(got, Tensor) or got.shape != expected.shape:
+        return _odd(got, expected)
+    if (ref == 0).any() and got.isfinite().all():
+        return "an action with reference probability 0 counts; is a small number added before the logarithm?"
+    if (ref == 0).any():
+        return "not a number: 0 times infinity? An action with reference probability 0 adds nothing to the sum"
+    if not got.isfinite().all():
+        return "overflow or underflow in exp of a number far from 0; logsumexp takes the largest of each row out first"
+    return None
 
 
 def _soft_faults(q: Tensor, ref: Tensor, beta: float) -> dict[str, Callable[[], Tensor]]:
