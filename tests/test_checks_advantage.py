@@ -45,6 +45,19 @@ def td_errors(rewards, values, discounts, mask):
     return torch.where(mask, errors, 0)
 
 
+def last(mask):
+    return mask & (mask.cumsum(1) == mask.sum(1, keepdim=True))
+
+
+def ends_last(discounts, mask):
+    """Discounts of somebody who expects the end of an episode at the end of a row only."""
+    return torch.where(last(mask), discounts, discounts.max())
+
+
+def cut_is_end(discounts, mask):
+    return torch.where(last(mask), 0, discounts)
+
+
 @pytest.mark.parametrize("solution", [td_errors, returns.td_errors])
 def test_td_errors_passes(solution, capsys):
     checks.check_td_errors(solution)
@@ -64,6 +77,9 @@ def test_td_errors_passes(solution, capsys):
         (lambda r, v, d, m: (d * v[:, 1:] - v[:, :-1]) * m, "the reward is missing"),
         (lambda r, v, d, m: (r + d * v[1:] - v[:-1]) * m, "RuntimeError[^$]*time is the second axis"),
         (lambda r, v, d, m: (r + d * v[:, 1:] - v[:, :-1]) * m, "a missing detach"),
+        (lambda r, v, d, m: td_errors(r, v, ends_last(d, m), m), "inside a row is passed over"),
+        (lambda r, v, d, m: td_errors(r, v, cut_is_end(d, m), m), "a row that was cut counts as ended"),
+        (lambda r, v, d, m: td_errors(r.mul_(m), v, d, m), "in place"),
     ],
 )
 def test_td_errors_names_the_mistake(mistake, cause):
@@ -79,6 +95,22 @@ def gae(rewards, values, discounts, mask, lam):
         advantage = torch.where(mask[:, t], errors[:, t] + discounts[:, t] * lam * advantage, advantage)
         columns.insert(0, advantage * mask[:, t])
     return torch.stack(columns, dim=1)
+
+
+def sum_of_powers(rewards, values, discounts, mask, lam):
+    """(gamma lam)^k with one gamma for all steps, as in the formula for a single episode."""
+    errors, steps = td_errors(rewards, values, discounts, mask), torch.arange(rewards.shape[1])
+    ahead = steps[None, :] - steps[:, None]
+    weights = torch.where(ahead >= 0, (discounts.max() * lam) ** ahead.clamp(min=0), 0)
+    return errors @ weights.T * mask
+
+
+def gae_of_scaled_discounts(rewards, values, discounts, mask, lam):
+    errors = td_errors(rewards, values, discounts, mask)
+    discounts *= lam
+    for t in reversed(range(rewards.shape[1] - 1)):
+        errors[:, t] += discounts[:, t] * errors[:, t + 1]
+    return errors
 
 
 @pytest.mark.parametrize("solution", [gae, returns.gae])
@@ -142,6 +174,10 @@ def over_rows(rewards, values, discounts, mask, lam):
         (over_rows, "the wrong axis"),
         (gae_mistake(plus_value=True), "these are targets"),
         (gae_mistake(detach=False), "a missing detach"),
+        (sum_of_powers, "an end is crossed"),
+        (lambda r, v, d, m, lam: gae(r, v, ends_last(d, m), m, lam), "inside a row is passed over"),
+        (lambda r, v, d, m, lam: gae(r, v, cut_is_end(d, m), m, lam), "a row that was cut counts as ended"),
+        (gae_of_scaled_discounts, "argument 3 after the call"),
     ],
 )
 def test_gae_names_the_mistake(mistake, cause):
@@ -206,6 +242,9 @@ def without_mask(rewards, values, discounts, mask, n):
         (lambda r, v, d, m, n: td_errors(r, v, d, m), "these are one-step TD errors"),
         (lambda r, v, d, m, n: gae(r, v, d, m, 1.0), "looks to the end"),
         (n_step_mistake(detach=False), "a missing detach"),
+        (lambda r, v, d, m, n: by_rows(r, v, ends_last(d, m), m, n), "inside a row is passed over"),
+        (lambda r, v, d, m, n: by_rows(r, v, cut_is_end(d, m), m, n), "a row that was cut counts as ended"),
+        (lambda r, v, d, m, n: by_rows(r.mul_(m), v, d, m, n), "in place"),
     ],
 )
 def test_n_step_advantage_names_the_mistake(mistake, cause):
@@ -253,6 +292,8 @@ def target_mistake(**options):
         ),
         (lambda r, v, d, m, lam: (over_rows(r, v, d, m, lam) + v[:, :-1]) * m, "the wrong axis"),
         (lambda r, v, d, m, lam: (gae(r, v, d, m, lam) + v[:, :-1]) * m, "a missing detach"),
+        (lambda r, v, d, m, lam: value_targets(r, v, ends_last(d, m), m, lam), "inside a row is passed over"),
+        (lambda r, v, d, m, lam: value_targets(r.mul_(m), v, d, m, lam), "in place"),
     ],
 )
 def test_value_targets_names_the_mistake(mistake, cause):

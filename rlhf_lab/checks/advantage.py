@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rlhf_lab.checks.compare import compare, fail, odd_tensors, same_tensors
+from rlhf_lab.checks.compare import compare, expect_data, odd_tensors, same_tensors
 from rlhf_lab.tensors import length_mask
 
 GAMMA = 0.9  # of the random rows
@@ -30,21 +30,22 @@ def _hand_case() -> tuple[Tensor, ...]:
     return rewards, values, discounts, length_mask(torch.tensor([3, 1]), 3)
 
 
-def _random_case(seed: int, rows: int = 5, width: int = 5) -> tuple[Tensor, ...]:
-    """Ragged rows, every other one cut before its end, with junk where the mask is False."""
+def _random_case(seed: int, rows: int = 4, width: int = 5) -> tuple[Tensor, ...]:
+    """Ragged rows, every other one cut before its end, the first one with two episodes in it; junk at padding."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, width + 1, (rows,), generator=generator)
     lengths[0], lengths[1] = width, width - 2
     rewards, values = (torch.randn(rows, width + more, generator=generator) for more in (0, 1))
     discounts, ended = torch.full((rows, width), GAMMA), torch.arange(rows) % 2 == 0
     discounts[ended, lengths[ended] - 1] = 0
+    discounts[0, 1] = 0
     return rewards, values, discounts, length_mask(lengths, width)
 
 
 def _cases():
     yield "a row that ends after 3 steps and one cut after 1, gamma 1/2", _hand_case()
     for seed in range(20):
-        yield f"random rows {seed}, gamma {GAMMA}, junk at padding", _random_case(seed)
+        yield f"random rows {seed}, two episodes in the first one, gamma {GAMMA}, junk at padding", _random_case(seed)
 
 
 def _check(
@@ -58,14 +59,14 @@ def _check(
     """Compare a function with its definition on every case and setting, then see that it returns data."""
     for case, data in _cases():
         for more in settings:
-            call = partial(function, *(x.clone() for x in data), *more)
-            tried = {cause: partial(fault, *data, *more) for cause, fault in faults.items()}
+            inputs = *data, *more
+            tried = {cause: partial(fault, *inputs) for cause, fault in faults.items()}
             label = case + "".join(f", {'n' if isinstance(x, int) else 'lam'} {x}" for x in more)
-            _compare(name, label, call, definition(*data, *more), tried, hint)
-    rewards, values, discounts, mask = _random_case(99)
-    if function(rewards, values.requires_grad_(True), discounts, mask, *settings[0]).requires_grad:
-        cause = "a missing detach: these are data; with a gradient in them the policy's loss trains the critic"
-        fail(name, "values that require grad", "a result that requires grad", "one that does not", cause)
+            _compare(name, label, function, definition(*inputs), tried, hint, inputs=inputs)
+    rewards, values, *others = _random_case(99)
+    cause = "a missing detach: these are data; with a gradient in them the policy's loss trains the critic"
+    live = rewards, values.requires_grad_(True), *others, *settings[0]
+    expect_data(name, "values that require grad", function, live, cause)
     print(f"{name}: passed (two rows by hand, 20 random batches with junk at padding, no gradient)")
 
 
@@ -76,13 +77,29 @@ def _td_errors(rewards, values, discounts, mask, *, pay=1.0, after=1.0, now=1.0,
     return torch.where(mask, errors, 0) if masked else errors
 
 
-def _always(discounts: Tensor) -> Tensor:
+def _always(discounts: Tensor, mask: Tensor | None = None) -> Tensor:
     """Discounts of somebody who knows no terminal step."""
     return torch.full_like(discounts, float(discounts.max()))
 
 
-def _undiscounted(discounts: Tensor) -> Tensor:
+def _undiscounted(discounts: Tensor, mask: Tensor | None = None) -> Tensor:
     return (discounts > 0).to(discounts)
+
+
+def _last(mask: Tensor) -> Tensor:
+    return mask & ~torch.nn.functional.pad(mask[:, 1:], (0, 1))
+
+
+# What somebody may take the discounts for, from the discounts and the mask.
+ENDS = {
+    "bootstrap at a terminal step: use the discounts as they are given, 0 where the episode ended": _always,
+    "a row that was cut counts as ended: where its last discount is not 0, the value in the next column follows": (
+        lambda discounts, mask: torch.where(_last(mask), 0, discounts)
+    ),
+    "the end of an episode inside a row is passed over: use the discounts as they are given": (
+        lambda discounts, mask: torch.where(_last(mask), discounts, _always(discounts))
+    ),
+}
 
 
 def _scan(errors: Tensor, decay: Tensor, mask: Tensor, *, dim: int = 1, ahead: bool = True) -> Tensor:
@@ -125,12 +142,9 @@ def check_td_errors(function: Callable[..., Tensor]) -> None:
     Raises:
         AssertionError: with the first case that fails and what usually causes it.
     """
-    altered = lambda change: lambda r, v, d, m: _td_errors(r, v, change(d), m)  # noqa: E731
+    altered = lambda change: lambda r, v, d, m: _td_errors(r, v, change(d, m), m)  # noqa: E731
     faults = {
         "the mask is missing: padding has no TD error, so put 0 there": partial(_td_errors, masked=False),
-        "bootstrap at a terminal step: use the discounts as they are given, 0 where the episode ended": altered(
-            _always
-        ),
         "gamma is forgotten: the value ahead counts discount_t": altered(_undiscounted),
         "the sign: the value ahead is added and the value now subtracted": partial(_td_errors, after=-1.0, now=-1.0),
         "off by one: values[:, 1:] is ahead and values[:, :-1] is now": partial(_td_errors, swap=True),
@@ -138,18 +152,18 @@ def check_td_errors(function: Callable[..., Tensor]) -> None:
         "the value now is not subtracted": partial(_td_errors, now=0.0),
         "the reward is missing": partial(_td_errors, pay=0.0),
     }
+    faults |= {cause: altered(change) for cause, change in ENDS.items()}
     hint = "time is the second axis: rewards + discounts * values[:, 1:] - values[:, :-1], 0 where mask is False"
     _check("td_errors", function, _td_errors, faults, hint)
 
 
 def _gae_faults() -> dict[str, Callable[..., Tensor]]:
     """Cause -> GAE with this fault."""
-    always, plain = (lambda d, lam: _always(d)), (lambda d, lam: _undiscounted(d))
-    return {
+    plain = lambda d, lam: _undiscounted(d)  # noqa: E731
+    altered = lambda change: lambda r, v, d, m, lam: _gae(r, v, change(d, m), m, lam)  # noqa: E731
+    ends = {cause: altered(change) for cause, change in ENDS.items()}
+    return ends | {
         "the mask is missing: what stands at padding leaks backwards into real steps": partial(_gae, masked=False),
-        "bootstrap at a terminal step: use the discounts as they are given, 0 where the episode ended": partial(
-            _gae, seen=always, decay=lambda d, lam: lam * _always(d)
-        ),
         "an end is crossed: the sum must stop at a terminal step, so its decay is discount_t * lam": partial(
             _gae, decay=lambda d, lam: lam * _always(d)
         ),
@@ -197,13 +211,10 @@ def check_n_step_advantage(function: Callable[..., Tensor]) -> None:
     Raises:
         AssertionError: with the first case that fails and what usually causes it.
     """
-    altered = lambda change: lambda r, v, d, m, n: _n_step(r, v, change(d), m, n)  # noqa: E731
-    faults = {
+    altered = lambda change: lambda r, v, d, m, n: _n_step(r, v, change(d, m), m, n)  # noqa: E731
+    faults = {cause: altered(change) for cause, change in ENDS.items()} | {
         "the mask is missing: a shorter row ends at its last real step and bootstraps there": partial(
             _n_step, last=False
-        ),
-        "bootstrap at a terminal step: the weight of the value holds every discount on the way, the last one too": (
-            altered(_always)
         ),
         "gamma is forgotten: step k counts the product of the discounts before it": altered(_undiscounted),
         "gamma is forgotten in the bootstrap: the value counts the product of all n discounts": partial(
