@@ -86,6 +86,9 @@ def performance_difference(process, policy, old_policy):
 
 
 SOLUTIONS = [
+    (checks.check_gauges, lambda *inputs: torch.stack(gauges(*inputs))),
+    (checks.check_performance_difference, lambda *inputs: float(performance_difference(*inputs))),
+    (checks.check_clipped_surrogate, lambda n, o, a, m, e: clipped_surrogate(n.float(), o.float(), a.float(), m, e)),
     (checks.check_clipped_surrogate, clipped_surrogate),
     (checks.check_clipped_surrogate, by_the_library),
     (checks.check_clipped_surrogate, by_cases),
@@ -132,7 +135,30 @@ def per_row(log_probs, old_log_probs, advantages, mask, clip_epsilon):
     return right(ratio, advantages.detach(), clip_epsilon)[mask].mean()
 
 
+def data_overwritten(log_probs, old_log_probs, advantages, mask, clip_epsilon):
+    advantages.detach()[~mask] = 0
+    return clipped_surrogate(log_probs, old_log_probs, advantages, mask, clip_epsilon)
+
+
+def leaf_overwritten(log_probs, old_log_probs, advantages, mask, clip_epsilon):
+    advantages[~mask] = 0
+    return clipped_surrogate(log_probs, old_log_probs, advantages, mask, clip_epsilon)
+
+
+def smaller_mean(n, o, a, m, e):
+    ratio, a = (n - o.detach()).exp(), a.detach()
+    return torch.minimum((ratio * a)[m].mean(), (ratio.clamp(1 - e, 1 + e) * a)[m].mean())
+
+
 SURROGATE_MISTAKES = {
+    "always 0.2": (lambda *x: clipped_surrogate(*x[:4], 0.2), r"epsilon 0.3:[^$]*min\(ratio A"),
+    "in place": (data_overwritten, "argument 3 after the call"),
+    "leaf in place": (leaf_overwritten, "in-place operation[^$]*an argument is changed in place"),
+    "above only": (surrogate_mistake(lambda r, a, e: torch.minimum(r * a, r.clamp(max=1 + e) * a)), "above only"),
+    "below only": (surrogate_mistake(lambda r, a, e: torch.minimum(r * a, r.clamp(min=1 - e) * a)), "below only"),
+    "smaller ratio": (surrogate_mistake(lambda r, a, e: r.clamp(max=1 + e) * a), "the smaller ratio is taken|above"),
+    "smaller mean": (smaller_mean, "the smaller of two means"),
+    "exchanged": (lambda n, o, *x: clipped_surrogate(o, n, *x), "log-probs are exchanged"),
     "sign": (lambda *x: -clipped_surrogate(*x), "the sign"),
     "max": (surrogate_mistake(lambda r, a, e: torch.maximum(r * a, r.clamp(1 - e, 1 + e) * a)), "the maximum"),
     "clip alone": (surrogate_mistake(lambda r, a, e: r.clamp(1 - e, 1 + e) * a), "the clipped term alone"),
@@ -197,7 +223,18 @@ def larger(close):
     return lambda v, o, r, e: torch.maximum((v - r) ** 2, (close(v, o, r, e) - r) ** 2) / 2
 
 
+def returns_overwritten(values, old_values, returns, mask, clip_epsilon):
+    returns.detach()[~mask] = 0
+    return value_loss(values, old_values, returns, mask, clip_epsilon)
+
+
 VALUE_MISTAKES = {
+    "in place": (returns_overwritten, "argument 3 after the call"),
+    "live old values": (
+        lambda v, o, r, m, e: right_value(v, o, r.detach(), e)[m].mean(),
+        "a missing detach: old values are",
+    ),
+    "live returns": (lambda v, o, r, m, e: right_value(v, o.detach(), r, e)[m].mean(), "a missing detach: returns are"),
     "sign": (lambda *x: -value_loss(*x), "the sign"),
     "no half": (lambda *x: 2 * value_loss(*x), "the half is missing"),
     "min": (
@@ -242,6 +279,8 @@ def with_fraction(fraction):
 
 
 GAUGE_MISTAKES = {
+    "always 0.2": (lambda n, o, m, e: gauges(n, o, m, 0.2), "epsilon 0.3"),
+    "in place": (lambda n, o, m, e: gauges(n.sub_(o), 0 * o, m, e), "argument 1 after the call"),
     "other way": (with_kl(lambda n, o, m: kl_k3(n, o)[m].mean()), "the other way round"),
     "k1": (with_kl(lambda n, o, m: (o - n)[m].mean()), "k1"),
     "sign": (with_kl(lambda n, o, m: (n - o)[m].mean()), "the sign"),
@@ -275,7 +314,14 @@ def weighted(process, visitor, chooser, critic, baseline=True):
     return (mdp.occupancy(process, visitor)[:, None] * chooser * numbers).sum()
 
 
+def policy_overwritten(process, policy, old_policy):
+    values = mdp.policy_evaluation(process, old_policy)
+    policy *= mdp.occupancy(process, policy)[:, None]
+    return (policy * (process.q_values(values) - values[:, None])).sum()
+
+
 DIFFERENCE_MISTAKES = {
+    "in place": (policy_overwritten, "argument 2 after the call"),
     "old visits": (lambda m, p, o: weighted(m, o, p, o), "visits of the old policy"),
     "sign": (lambda m, p, o: performance_difference(m, o, p), "the sign"),
     "old actions": (lambda m, p, o: weighted(m, p, o, o), "the old policy's actions"),

@@ -6,12 +6,13 @@ something differs, the usual mistakes are tried on the same inputs, and the mess
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from rlhf_lab.checks.compare import compare, fail, odd_tensors, same_tensors
+from rlhf_lab.checks.compare import compare, odd_tensors, same_tensors
 from rlhf_lab.mdp import TabularMDP, expected_return, occupancy, policy_evaluation
 from rlhf_lab.tensors import length_mask
 
@@ -31,22 +32,21 @@ def _mean(x: Tensor, mask: Tensor) -> Tensor:
     return x[mask].mean()
 
 
-def _with_gradients(function: Callable[..., Tensor], live: tuple[Tensor, ...], *data) -> Callable[[], Tensor]:
-    """A call that gives the value of `function` and its gradients by the tensors in `live`, in one tensor.
+def _with_gradients(function: Callable[..., Tensor], live: int) -> Callable[..., Tensor]:
+    """A call that gives the value of `function` and its gradients by the first `live` inputs, in one tensor.
 
     What is no tensor with one number is returned as it came, so that its shape or type can be named.
     """
 
-    def call():
-        leaves = tuple(x.clone().requires_grad_(True) for x in live)
-        value = function(*leaves, *data)
+    def call(*inputs):
+        leaves = [x.requires_grad_(True) for x in inputs[:live]]
+        value = function(*inputs)
         if not isinstance(value, Tensor) or value.dim():
             return value
         if not value.requires_grad:
             return value.detach()[None].expand(1 + sum(x.numel() for x in leaves)) * torch.nan
-        gradients = torch.autograd.grad(value, leaves, allow_unused=True)
-        flat = [torch.zeros(x.numel()).double() if g is None else g.flatten() for x, g in zip(leaves, gradients)]  # noqa: B905
-        return torch.cat([value.detach()[None], *flat])
+        gradients = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
+        return torch.cat([value.detach()[None], *(g.flatten() for g in gradients)])
 
     return call
 
@@ -59,7 +59,12 @@ def _odd_gradient(got, expected: Tensor) -> str | None:
     return _odd(got, expected)
 
 
-_compare_gradients = partial(compare, same=same_tensors, odd=_odd_gradient)
+def _compare_gradients(name: str, case: str, function, definition, faults: dict, hint: str, inputs: tuple) -> None:
+    """Compare value and gradients by the first three inputs; the last input is epsilon."""
+    run = lambda f: partial(_with_gradients(f, 3), *deepcopy(inputs))  # noqa: E731
+    tried = {cause: run(fault) for cause, fault in faults.items()}
+    label, rules = f"value and gradients, {case}, epsilon {inputs[-1]}", {"same": same_tensors, "odd": _odd_gradient}
+    compare(name, label, _with_gradients(function, 3), run(definition)(), tried, hint, inputs=inputs, **rules)
 
 
 # -- clipped surrogate ------------------------------------------------------------------------------------------------
@@ -98,16 +103,13 @@ def check_clipped_surrogate(function: Callable[..., Tensor]) -> None:
     name, hint = "clipped_surrogate", "the mean over the mask of min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)"
     cases = [("ratios 1.5, 1.5, 0.5, 0.5 with advantages 1, -1, 2, -0.5, and a padded token", _hand_tokens())]
     cases += [(f"random tokens {seed}, junk at padding", _tokens(seed)) for seed in range(RANDOM_CASES)]
-    for case, (new, old, advantages, mask) in cases:
-        run = lambda f, live=(new, old, advantages), m=mask: _with_gradients(f, live, m, EPSILON)  # noqa: E731
-        faults = {cause: run(fault) for cause, fault in _SURROGATE_FAULTS.items()}
-        label = f"value and gradients, {case}, epsilon {EPSILON}"
-        _compare_gradients(name, label, run(function), run(_surrogate)(), faults, hint)
+    for number, (case, data) in enumerate(cases):
+        inputs = *data, (EPSILON, 0.3)[number % 2]
+        _compare_gradients(name, case, function, _surrogate, _SURROGATE_FAULTS, hint, inputs)
     new, _, advantages, mask = _tokens(0)
-    fresh = _with_gradients(lambda x: function(x, new, advantages, mask, EPSILON), (new,))
-    expected = _with_gradients(lambda x: _mean(x * advantages, mask) - _mean((x * advantages).detach(), mask), (new,))()
-    expected[0] = _mean(advantages, mask)
-    _compare_gradients(name, "at ratio 1: the gradient of REINFORCE", fresh, expected, {}, hint)
+    fresh = _with_gradients(lambda x: function(x, new, advantages, mask, EPSILON), 1)
+    expected = torch.cat([_mean(advantages, mask)[None], (torch.where(mask, advantages, 0) / mask.sum()).flatten()])
+    _compare(name, "at ratio 1: the gradient of REINFORCE", fresh, expected, {}, hint, inputs=(new,))
     print(f"{name}: passed (a case by hand, {RANDOM_CASES} random ones, REINFORCE at ratio 1)")
 
 
@@ -167,7 +169,20 @@ _SURROGATE_FAULTS = {
         lambda r, a, e: _clip(r, e) * a
     ),
     "nothing is clipped": _plain(lambda r, a, e: r * a),
+    "the ratio is clipped above only": _plain(lambda r, a, e: torch.minimum(r * a, r.clamp(max=1 + e) * a)),
+    "the ratio is clipped below only": _plain(lambda r, a, e: torch.minimum(r * a, r.clamp(min=1 - e) * a)),
+    "the smaller ratio is taken; take the smaller product, since the advantage may be negative": _plain(
+        lambda r, a, e: torch.minimum(r, _clip(r, e)) * a
+    ),
+    "the smaller of two means; take the smaller product of each token, then the mean": (
+        lambda new, old, a, m, e: torch.minimum(
+            *(_plain(term)(new, old, a, m, e) for term in (lambda r, a, e: r * a, lambda r, a, e: _clip(r, e) * a))
+        )
+    ),
     "the ratio is upside down: new over old": _plain(lambda r, a, e: torch.minimum(1 / r * a, _clip(1 / r, e) * a)),
+    "old and new log-probs are exchanged: the new ones are above, and have the gradient": lambda new, old, *more: (
+        _surrogate(old, new, *more)
+    ),
     "the ratio is always 1: the old log-probs are those kept from sampling, not log_probs.detach()": _ratio_one,
     "the difference of the log-probs is not yet the ratio; take its exponential": _plain(
         lambda r, a, e: torch.minimum(r.log() * a, _clip(r.log(), e) * a)
@@ -222,14 +237,10 @@ def check_value_loss(function: Callable[..., Tensor]) -> None:
     """
     name = "value_loss"
     hint = "half the larger of two squared errors: of the value, and of the old value plus the clipped change"
-    cases = [("from 2 with target 4 to 3, to 1 and to 2.1, epsilon 0.4, and a padded step", _hand_values(), 0.4)]
-    for seed in range(RANDOM_CASES):
-        cases.append((f"random steps {seed}, epsilon {EPSILON}, junk at padding", _values(seed), EPSILON))
-    for case, (values, old, returns, mask), epsilon in cases:
-        run = lambda f, live=(values, old, returns), m=mask, e=epsilon: _with_gradients(f, live, m, e)  # noqa: E731
-        faults = {cause: run(fault) for cause, fault in _VALUE_FAULTS.items()}
-        label = f"value and gradients, {case}"
-        _compare_gradients(name, label, run(function), run(_value_loss)(), faults, hint)
+    cases = [("from 2 with target 4 to 3, to 1 and to 2.1, and a padded step", _hand_values(), 0.4)]
+    cases += [(f"random steps {seed}, junk at padding", _values(seed), EPSILON) for seed in range(RANDOM_CASES)]
+    for case, data, epsilon in cases:
+        _compare_gradients(name, case, function, _value_loss, _VALUE_FAULTS, hint, (*data, epsilon))
     print(f"{name}: passed (a case by hand, {RANDOM_CASES} random ones)")
 
 
@@ -273,6 +284,8 @@ _VALUE_FAULTS = {
         lambda v, o, r, e: torch.maximum((v - r).square(), (o * (v / o).clamp(1 - e, 1 + e) - r).square()) / 2
     ),
     "a missing detach: old values and returns are data": _live_value_loss,
+    "a missing detach: old values are data": lambda v, o, r, m, e: _live_value_loss(v, o, r.detach(), m, e),
+    "a missing detach: returns are data": lambda v, o, r, m, e: _live_value_loss(v, o.detach(), r, m, e),
     "the mask is missing: padding counts": lambda v, o, r, m, e: _value_loss(v, o, r, torch.ones_like(m), e),
     "the mean runs over padding too: divide by the number of real steps": lambda v, o, r, m, e: (
         _value_loss(v, o, r, m, e) * m.double().mean()
@@ -301,22 +314,24 @@ def check_gauges(function: Callable[..., tuple]) -> None:
     ratios = torch.tensor([[1.5, 1.5, 1.23, 1.21, 1.21, 0.5, 1.05, 0.95, 9.0]]).double()
     old, mask = torch.full_like(ratios, -2.0), ratios < 9
     label = ", ".join(f"{ratio:g}" for ratio in ratios[mask].tolist())
-    cases = [(f"ratios {label} and a padded token", (old + ratios.log(), old, mask))]
+    cases = [(f"ratios {label} and a padded token", (old + ratios.log(), old, mask, EPSILON))]
     for seed in range(RANDOM_CASES):
         now, before, _, real = _tokens(seed)
-        cases.append((f"random tokens {seed}, junk at padding", (now, before, real)))
-    cases.append(("the same policy twice: both are 0", (old, old, mask)))
-    for case, data in cases:
-        expected = torch.stack(_gauges(*data, EPSILON))
+        cases.append((f"random tokens {seed}, junk at padding", (now, before, real, (EPSILON, 0.3)[seed % 2])))
+    cases.append(("the same policy twice: both are 0", (old, old, mask, EPSILON)))
+    for case, inputs in cases:
+        expected = torch.stack(_gauges(*inputs))
         for i, (part, table) in enumerate((("approximate KL", _KL_FAULTS), ("clip fraction", _FRACTION_FAULTS))):
-            call = lambda x=data, i=i: _pair(function(*x, EPSILON))[i]  # noqa: E731
-            faults = {cause: partial(fault, *data, EPSILON) for cause, fault in table.items()}
-            _compare(f"gauges, {part}", f"{case}, epsilon {EPSILON}", call, expected[i], faults, hint)
+            call = lambda *x, i=i: _pair(function(*x))[i]  # noqa: E731
+            faults = {cause: partial(fault, *inputs) for cause, fault in table.items()}
+            label = f"{case}, epsilon {inputs[-1]}"
+            _compare(f"gauges, {part}", label, call, expected[i], faults, hint, inputs=inputs)
     _check_exact_kl(function, hint)
     print(f"gauges: passed (2 cases by hand, {RANDOM_CASES} random ones, the exact KL of two laws)")
 
 
 def _pair(got) -> tuple[Tensor, Tensor]:
+    got = list(got) if isinstance(got, Tensor) and got.dim() else got
     if not isinstance(got, tuple | list) or len(got) != 2:
         raise TypeError("expected two numbers, the approximate KL and the clip fraction")
     return tuple(torch.as_tensor(x) for x in got)
@@ -395,11 +410,9 @@ def check_performance_difference(function: Callable[[TabularMDP, Tensor, Tensor]
     for case, inputs in cases:
         expected = expected_return(*inputs[:2]) - expected_return(inputs[0], inputs[2])
         faults = {cause: partial(fault, *inputs) for cause, fault in _DIFFERENCE_FAULTS.items()}
-        _compare(name, case, partial(function, *inputs), expected, faults, hint)
+        _compare(name, case, function, expected, faults, hint, inputs=inputs)
     process, policy, _ = _process(0, 0.9)
-    nothing = function(process, policy, policy)
-    if not abs(float(nothing)) < 1e-9:
-        fail(name, "the same policy twice", nothing, torch.tensor(0.0), hint)
+    _compare(name, "the same policy twice", function, 0.0, {}, hint, inputs=(process, policy, policy))
     print(f"{name}: passed (a case by hand, {2 * RANDOM_CASES} random ones, 0 for the same policy)")
 
 
