@@ -91,6 +91,9 @@ OTHERS = {
     "advantages at another lambda are as right in the mean": ("H", lambda r, v, d, m: gae(r, v, d, m, 1.0)),
     "ratio of probabilities": ("K", lambda new, old: new.exp() / old.exp()),
     "others' mean, written out": ("O", lambda x: x - (x.sum(1, keepdim=True) - x) / (x.shape[1] - 1)),
+    "float32": ("B", lambda scores, penalty, mask: score_by_index(scores.float(), penalty.float(), mask)),
+    "float32 advantages": ("E", lambda r, v, d, m: by_hand(r.float(), v.float(), d.float(), m)),
+    "float32 advantages, again": ("H", lambda r, v, d, m: by_hand(r.float(), v.float(), d.float(), m)),
     "one sum": ("P", lambda loss, mask: masked_sum(loss, mask) / mask.sum()),
     "a sum of micro-batches over one count": (
         "P",
@@ -111,6 +114,40 @@ def test_cure_passes(name, capsys):
 def test_other_right_repairs_pass(case, capsys):
     grade(*OTHERS[case])
     assert "repaired" in capsys.readouterr().out
+
+
+def penalty_overwritten(scores, penalty, mask):
+    penalty[torch.arange(len(penalty)), mask.sum(1) - 1] += scores
+    return penalty
+
+
+def rewards_overwritten(rewards, values, discounts, mask):
+    return rewards.copy_(by_hand(rewards, values, discounts, mask))
+
+
+IN_PLACE = {
+    "B": penalty_overwritten,
+    "E": rewards_overwritten,
+    "H": rewards_overwritten,
+    "I": lambda logits: logits.sub_(logits.max()),
+    "K": lambda new, old: (new + old.neg_()).exp(),
+    "M": lambda log_ratio: log_ratio.mul_(-clinic.KL_COEF),
+    "P": lambda loss, mask: masked_mean(loss.mul_(mask), mask),
+}
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_a_repair_leaves_its_arguments_alone(name):
+    before = clinic.probe_logits().clone()
+    with pytest.raises(AssertionError, match="changed in place"):
+        grade(name, IN_PLACE[name])
+    assert torch.equal(clinic.probe_logits(), before)
+    grade(name, CASES[name].cure)
+
+
+def test_a_group_may_have_any_size():
+    with pytest.raises(AssertionError, match="patient O"):
+        grade("O", lambda x: x - (x.sum(1, keepdim=True) - x) / (clinic.GROUP - 1))
 
 
 WRONG = [(name, cause) for name, case in CASES.items() for cause in case.mistakes]
@@ -207,6 +244,24 @@ def test_wrong_method_fails_and_is_named(name, cause):
     assert cause in str(caught.value), str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["td_errors", "accumulate", "values", "value_loss", "ratio", "ready"])
+def test_methods_may_work_in_double(name):
+    grade_method(named(name, lambda *inputs: METHODS[name].healthy(*inputs).double()))
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("td_errors", lambda self, r, v, d: r.add_(d * v[:, 1:] - v[:, :-1])),
+        ("ratio", lambda self, new, old: (new + old.neg_()).exp()),
+        ("ready", lambda self, a, m: masked_whiten(a.detach().mul_(m), m)),
+    ],
+)
+def test_methods_leave_their_arguments_alone(name, method):
+    with pytest.raises(AssertionError, match="changed in place"):
+        grade_method(named(name, method))
+
+
 def test_a_method_of_another_name_is_refused():
     with pytest.raises(KeyError, match="no method that is graded"):
         grade_method(lambda self: None)
@@ -235,8 +290,21 @@ def test_a_short_training_runs():
     assert training.history.column("entropy")[0].tolist() == [8]
 
 
+def real(x, mask):
+    return ((x[mask] - x[mask].mean()) / (x[mask].var() + 1e-8).sqrt()).float()
+
+
 EXERCISES = {
     "whiten": (clinic.check_whiten, masked_whiten),
+    "whiten in float32": (clinic.check_whiten, lambda x, mask: masked_whiten(x.float(), mask)),
+    "whiten by scatter": (
+        clinic.check_whiten,
+        lambda x, mask: torch.zeros(x.shape).masked_scatter(mask, real(x, mask)),
+    ),
+    "clip, tensors": (
+        clinic.check_clip_is_alive,
+        lambda fractions, kls: (torch.tensor(fractions) > 0).any() | ~(torch.tensor(kls) > 0.01).any(),
+    ),
     "clip": (
         clinic.check_clip_is_alive,
         lambda fractions, kls: sum(fractions) > 0 or not any(kl > 0.01 for kl in kls),
@@ -244,6 +312,17 @@ EXERCISES = {
 }
 WHITEN = {cause: (clinic.check_whiten, fault, cause) for cause, fault in clinic.WHITEN_FAULTS.items()}
 CLIP = {
+    "mean": (lambda c, k: max(c, default=0) > 0 or sum(k) / max(len(k), 1) <= 0.01, "the mean is small"),
+    "sum": (lambda c, k: max(c, default=0) > 0 or sum(k) <= 0.01, "the sum grows"),
+    "at the threshold": (lambda c, k: max(c, default=0) > 0 or max(k, default=0) < 0.01, "0.01 itself is none"),
+    "threshold 0.02": (lambda c, k: max(c, default=0) > 0 or max(k, default=0) <= 0.02, "moved and never clipped"),
+    "rarely clipped": (lambda c, k: max(c, default=0) > 0.01 or max(k, default=0) <= 0.01, "moved and rarely clipped"),
+    "same iteration": (
+        lambda c, k: not any(x == 0 and y > 0.01 for x, y in zip(c, k, strict=True)),
+        "need not hold in one iteration",
+    ),
+    "lists emptied": (lambda c, k: (max(c, default=0) > 0 or max(k, default=0) <= 0.01, c.clear())[0], "in place"),
+    "text": (lambda c, k: "True", "not True or False"),
     "inverted": (lambda c, k: max(c, default=0) == 0 and max(k, default=0) > 0.01, "the wrong way round"),
     "standing still": (lambda c, k: max(c, default=0) > 0, "no alarm"),
     "all": (lambda c, k: all(x > 0 for x in c) or max(k, default=0) <= 0.01, "a single clipped iteration"),
@@ -252,6 +331,16 @@ CLIP = {
     "nothing": (lambda c, k: None, "is there a `return`"),
     "raises": (lambda c, k: max(c) > 0, "ValueError"),
     "constant": (lambda c, k: True, "max\\(step_kls\\)"),
+}
+WHITEN |= {
+    "overwritten": (clinic.check_whiten, lambda x, m: masked_whiten(x.masked_fill_(~m, 0), m), "changed in place"),
+    "list": (clinic.check_whiten, lambda x, m: masked_whiten(x, m).tolist(), "not a tensor"),
+    "nothing returned": (clinic.check_whiten, lambda x, m: None, "is there a `return`"),
+    "times the mask": (
+        clinic.check_whiten,
+        lambda x, m: (x - x[m].mean()) / (x[m].var() + 1e-8).sqrt() * m,
+        "NaN times 0",
+    ),
 }
 SLIPS = WHITEN | {name: (clinic.check_clip_is_alive, *rest) for name, rest in CLIP.items()}
 
