@@ -245,7 +245,8 @@ class TokenWorld:
             law, ref_law: [prompts, N].
 
         Returns:
-            [prompts]; infinite where the reference never gives what the law gives.
+            [prompts]; infinite where the reference never gives what the law gives. Differentiable where neither has
+            zeros.
 
         Raises:
             ValueError: wrong shapes.
@@ -391,6 +392,8 @@ class TokenWorld:
                 f"scores has shape {list(scores.shape)}, expected {list(expected)} or {list(expected[1:])}: "
                 "one for every sequence, in the order of `sequences`"
             )
+        if not scores.isfinite().all():
+            raise ValueError("scores holds NaN or infinity, expected finite numbers")
         return scores.expand(expected)
 
 
@@ -417,7 +420,7 @@ def _best_of_n(ref_law: Tensor, n: int, scores: Tensor) -> Tensor:
     levels, level_of = scores.unique(return_inverse=True)  # ascending
     mass = ref_law.new_zeros(len(levels)).index_add(0, level_of, ref_law)
     up_to = mass.cumsum(0)
-    share = (mass / up_to).clamp(max=1)
+    share = mass / up_to
     # F^n - F-^n without cancellation, for a level that is a tiny part of what is up to it.
     wins = up_to.pow(n) * -torch.expm1(n * torch.log1p(-share))
     per_mass = torch.where(mass > 0, wins / mass, 0)  # also where nothing is up to a level, 0 / 0

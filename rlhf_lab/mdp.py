@@ -8,12 +8,13 @@ continuous states, average reward, partial observation.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
-SLACK = {torch.float64: 1e-9, torch.float32: 1e-5}  # by how much a row of probabilities may miss 1, by its precision
-ROUNDING = 1e-10  # an advantage below this is none
+ROUNDING = 1e-10  # an advantage below this is none, in units of the largest value
+SURE = 1e-6  # by how much the probability of reaching an end may miss 1 in a solution that can be trusted
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,11 +22,11 @@ class TabularMDP:
     """A finite Markov decision process; tensors become float64.
 
     Attributes:
-        transitions: [S, A, S], P(next state | state, action); every row sums to 1, to 1e-5 where it is float32.
+        transitions: [S, A, S], P(next state | state, action); every row sums to 1 within 1e-9, in float32 1e-5.
         rewards: [S, A], expected reward of an action in a state.
         start: [S], law of the first state.
         gamma: discount, in [0, 1]; 1 needs an absorbing state or a horizon.
-        horizon: steps after which an episode is cut, >= 1; None: it runs until it is absorbed.
+        horizon: steps after which an episode is cut, an integer >= 1; None: it runs until it is absorbed.
         states, actions: names, S and A of them; empty where there are none.
 
     Raises:
@@ -45,18 +46,18 @@ class TabularMDP:
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name in ("transitions", "rewards", "start")}
         for name, numbers in given.items():
-            object.__setattr__(self, name, torch.as_tensor(numbers, dtype=torch.float64))
+            object.__setattr__(self, name, torch.as_tensor(numbers, dtype=torch.float64).clone())
         _check_shapes(self)
         for name in ("transitions", "start"):
             laws = getattr(self, name)
-            _check_laws(name, laws, getattr(given[name], "dtype", None))
+            _check_laws(name, laws, given[name])
             object.__setattr__(self, name, laws / laws.sum(dim=-1, keepdim=True))
         if not self.rewards.isfinite().all():
             raise ValueError(f"rewards[{_first(~self.rewards.isfinite())}] is not finite; expected finite numbers")
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma is {self.gamma}; expected a discount in [0, 1]")
-        if self.horizon is not None and self.horizon < 1:
-            raise ValueError(f"horizon is {self.horizon}; expected at least 1 step, or None")
+        if self.horizon is not None and not (isinstance(self.horizon, Integral) and self.horizon >= 1):
+            raise ValueError(f"horizon is {self.horizon}; expected a whole number of steps from 1 on, or None")
         if self.gamma == 1 and self.horizon is None and not self.absorbing.any():
             raise ValueError("gamma is 1 and no state is absorbing; expected gamma below 1, a horizon, or an end")
 
@@ -68,7 +69,7 @@ class TabularMDP:
 
     def q_values(self, values: Tensor) -> Tensor:
         """[S, A]: rewards + gamma * sum over next states of P * values, values [S] one step later."""
-        return self.rewards + self.gamma * self.transitions @ values
+        return self.rewards + self.gamma * (self.transitions @ values)
 
 
 def _check_shapes(mdp: TabularMDP) -> None:
@@ -83,13 +84,15 @@ def _check_shapes(mdp: TabularMDP) -> None:
             raise ValueError(f"{name} holds {len(getattr(mdp, name))} names; expected {count}, or none")
 
 
-def _check_laws(name: str, laws: Tensor, given: torch.dtype | None = None) -> None:
+def _check_laws(name: str, laws: Tensor, given: object) -> None:
+    """Raise unless the rows of `laws` are laws, as far as the precision in which they were given can say."""
     if not (laws >= 0).all():  # NaN fails too
         raise ValueError(f"{name}[{_first(~(laws >= 0))}] is negative or not a number; expected probabilities")
-    wrong = (laws.sum(dim=-1) - 1).abs() > SLACK.get(given or laws.dtype, SLACK[torch.float64])
+    missing = laws.sum(dim=-1) - 1
+    wrong = missing.abs() > (1e-5 if getattr(given, "itemsize", 8) < 8 else 1e-9)
     if wrong.any():
-        row = f"[{_first(wrong)}]" if wrong.dim() else ""
-        raise ValueError(f"{name}{row} sums to {laws.sum(dim=-1)[wrong].flatten()[0]:.6g}; expected 1")
+        row, miss = f"[{_first(wrong)}]" if wrong.dim() else "", float(missing[wrong].flatten()[0])
+        raise ValueError(f"{name}{row} sums to {1 + miss:.6g}; expected 1 (it is off by {miss:.2g})")
 
 
 def _first(where: Tensor) -> str:
@@ -110,7 +113,8 @@ def policy_evaluation(mdp: TabularMDP, policy: Tensor) -> Tensor:
         [S]; with a horizon H [H + 1, S], row h the values with H - h steps left.
 
     Raises:
-        ValueError: `policy` is no law, or gamma is 1 and the policy never ends from some state.
+        ValueError: `policy` is no law; or gamma is 1 and from some state the policy never ends, or so rarely that the
+            linear system cannot tell.
 
     Example:
         >>> policy_evaluation(chain(3, gamma=0.5), torch.tensor([[0.0, 1.0]] * 4)).tolist()
@@ -122,7 +126,7 @@ def policy_evaluation(mdp: TabularMDP, policy: Tensor) -> Tensor:
     if mdp.horizon is not None:
         values = [torch.zeros_like(rewards)]
         for _ in range(mdp.horizon):
-            values.append(rewards + mdp.gamma * moves @ values[-1])
+            values.append(rewards + mdp.gamma * (moves @ values[-1]))
         return torch.stack(values[::-1])
     system, transient = _system(mdp, moves)
     values = torch.linalg.solve(system, rewards[transient])
@@ -130,9 +134,11 @@ def policy_evaluation(mdp: TabularMDP, policy: Tensor) -> Tensor:
 
 
 def occupancy(mdp: TabularMDP, policy: Tensor) -> Tensor:
-    """Expected discounted visits of every state, [S], 0 at absorbing ones; with a horizon H one row a step, [H, S].
+    """Expected discounted visits of every state, [S], 0 at absorbing ones.
 
         d = start + gamma P_pi^T d,    J = sum over s, a of d(s) pi(a | s) r(s, a)
+
+    With a horizon H [H, S], row t the discounted law of the state at step t, absorbing ones too.
 
     Args, Raises: as `policy_evaluation`. Chapter 02.
     """
@@ -160,6 +166,16 @@ def policy_gradient(mdp: TabularMDP, logits: Tensor) -> Tensor:
 
     The visits d carry the discount gamma^t, which estimators of practice drop.
 
+    Args:
+        mdp: the process.
+        logits: [S, A] of the policy.
+
+    Returns:
+        [S, A], detached.
+
+    Raises:
+        ValueError: as `policy_evaluation`.
+
     Source: Sutton et al. 2000, Policy Gradient Methods for Reinforcement Learning. Chapter 02.
     """
     policy = torch.softmax(logits.detach().double(), dim=-1)
@@ -175,28 +191,33 @@ def _under(mdp: TabularMDP, policy: Tensor) -> tuple[Tensor, Tensor]:
     """(P_pi [S, S], r_pi [S]): the process with the policy's choices built in."""
     if tuple(policy.shape) != tuple(mdp.rewards.shape):
         raise ValueError(f"policy has shape {tuple(policy.shape)}; expected {tuple(mdp.rewards.shape)}")
-    _check_laws("policy", policy.detach())
+    _check_laws("policy", policy.detach().double(), policy)
     policy = policy.double()
+    policy = policy / policy.detach().sum(dim=1, keepdim=True)
     return torch.einsum("sa,sat->st", policy, mdp.transitions), (policy * mdp.rewards).sum(dim=1)
 
 
 def _system(mdp: TabularMDP, moves: Tensor) -> tuple[Tensor, Tensor]:
     """(I - gamma P_pi on the transient states, their numbers)."""
     transient = (~mdp.absorbing).nonzero().squeeze(1)
+    system = torch.eye(len(transient), dtype=torch.float64) - mdp.gamma * moves[transient][:, transient]
     if mdp.gamma == 1:
-        _check_ends(mdp, moves.detach())
-    inner = moves[transient][:, transient]
-    return torch.eye(len(transient), dtype=torch.float64) - mdp.gamma * inner, transient
+        _check_ends(mdp, moves.detach(), system.detach())
+    return system, transient
 
 
-def _check_ends(mdp: TabularMDP, moves: Tensor) -> None:
-    """Raise if some state cannot reach an absorbing one."""
+def _check_ends(mdp: TabularMDP, moves: Tensor, system: Tensor) -> None:
+    """Raise if some state cannot reach an absorbing one, or if the system does not know that it does."""
     ends = mdp.absorbing
     for _ in range(len(ends)):
         ends = ends | ((moves > 0) & ends).any(dim=1)
     if not ends.all():
         state = _first(~ends)
         raise ValueError(f"policy never ends from state {state}, so with gamma 1 it has no value; lower gamma")
+    into_end = moves[~mdp.absorbing][:, mdp.absorbing].sum(dim=1)
+    reached, failed = torch.linalg.solve_ex(system, into_end)  # the probability of an end, which is 1
+    if failed or not ((reached - 1).abs() < SURE).all():  # NaN fails too
+        raise ValueError("policy ends too rarely for its values to be computed with gamma 1; lower gamma or end sooner")
 
 
 # -- the best policy --------------------------------------------------------------------------------------------------
@@ -243,7 +264,8 @@ def _backwards(mdp: TabularMDP, final: Tensor) -> tuple[Tensor, Tensor]:
 def policy_iteration(mdp: TabularMDP) -> tuple[Tensor, Tensor]:
     """Values [S] of the best policy, and the policy [S, A]: evaluate, improve, until nothing improves.
 
-    It starts from the uniform policy and keeps an action unless another one is better, so it ends.
+    It starts from the uniform policy and keeps an action unless another one is better, so it ends. With gamma 1 the
+    best is the best among the policies that end; `value_iteration` may know a better one that never does.
 
     Raises:
         ValueError: a horizon is set (use `value_iteration`), or as `policy_evaluation`.
@@ -256,11 +278,11 @@ def policy_iteration(mdp: TabularMDP) -> tuple[Tensor, Tensor]:
     policy = torch.full((states, actions), 1 / actions, dtype=torch.float64)
     while True:
         values = policy_evaluation(mdp, policy)
-        advantages = mdp.q_values(values) - values[:, None]
-        improves = advantages.amax(dim=1) > ROUNDING
+        q_values = mdp.q_values(values)
+        improves = q_values.amax(dim=1) - values > _slack(q_values)
         if not improves.any():
-            return values, _best_policy(mdp, advantages)
-        policy = torch.where(improves[:, None], _greedy(advantages), policy)
+            return values, _best_policy(mdp, q_values)
+        policy = torch.where(improves[:, None], _greedy(q_values), policy)
 
 
 def _greedy(q_values: Tensor) -> Tensor:
@@ -281,8 +303,12 @@ def _best_policy(mdp: TabularMDP, q_values: Tensor) -> Tensor:
         chosen, ends = chosen | closer, ends | closer.any(1)
 
 
+def _slack(q_values: Tensor) -> float:
+    return ROUNDING * max(1.0, float(q_values.abs().max()))
+
+
 def _ties(q_values: Tensor) -> Tensor:
-    return q_values >= q_values.amax(dim=1, keepdim=True) - ROUNDING
+    return q_values >= q_values.amax(dim=1, keepdim=True) - _slack(q_values)
 
 
 def _one_hot(allowed: Tensor) -> Tensor:
@@ -299,7 +325,15 @@ def _with_end(states: int, actions: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def chain(length: int, gamma: float = 1.0, step_reward: float = 0.0) -> TabularMDP:
-    """`length` states in a row and an end: action 1 moves right, 0 left; the step into the end pays 1. Chapter 01."""
+    """`length` states in a row and an end: action 1 moves right, 0 left; the step into the end pays 1.
+
+    Raises:
+        ValueError: length is below 1, or gamma as in `TabularMDP`.
+
+    Chapter 01.
+    """
+    if length < 1:
+        raise ValueError(f"length is {length}; expected at least 1")
     moves, rewards, start = _with_end(length, 2)
     for state in range(length):
         moves[state, 0, max(state - 1, 0)] = moves[state, 1, state + 1] = 1
@@ -324,10 +358,15 @@ def from_table(
     Returns:
         A TabularMDP with one more state, the absorbing end into which every terminated step leads.
 
+    Raises:
+        ValueError: `start` has not one number a state, or what is in the table is no process.
+
     Chapter 01.
     """
     end = len(table)
     moves, rewards, first = _with_end(end, len(table[0]))
+    if len(start) != end:
+        raise ValueError(f"start holds {len(start)} numbers; expected {end}, one a state of the table")
     first[:end] = torch.as_tensor(start, dtype=torch.float64)
     for state, row in table.items():
         for action, outcomes in row.items():
@@ -347,7 +386,7 @@ def gridworld(
     step goes to one of the two sides instead. The last state is the end.
 
     Raises:
-        ValueError: no row, rows of unlike lengths, an unknown letter, or not one start.
+        ValueError: no row, rows of unlike lengths, an unknown letter, not one start, or a slip outside [0, 1].
 
     Example:
         >>> gridworld(["S.", "#G"]).states
@@ -356,6 +395,8 @@ def gridworld(
     Chapter 01.
     """
     _check_map(rows)
+    if not 0 <= slip <= 1:
+        raise ValueError(f"slip is {slip}; expected a probability, in [0, 1]")
     floor = [(y, x) for y, row in enumerate(rows) for x, letter in enumerate(row) if letter in "S."]
     number, end = {cell: i for i, cell in enumerate(floor)}, len(floor)
     paid = {"G": goal_reward, "O": pit_reward}

@@ -30,12 +30,17 @@ def _check_finite(rewards: Tensor) -> None:
         raise ValueError("rewards holds NaN or infinity, expected finite numbers; look at what pays them")
 
 
+def _discounted(discounts: Tensor, later: Tensor) -> Tensor:
+    """discounts * later, and 0 where the discount is 0, whatever stands there: nothing follows an end."""
+    return torch.where(discounts == 0, 0, discounts * later)
+
+
 def _reverse_scan(x: Tensor, decay: Tensor, mask: Tensor, last: Tensor) -> Tensor:
     """y[b, t] = x[b, t] + decay[b, t] * y[b, t + 1], with y = last after the last real step; 0 at padding."""
     running, columns = last, []
     for t in reversed(range(x.shape[1])):
         # Padding leaves `running` untouched, so that `last` arrives at the last real step and not beyond it.
-        running = torch.where(mask[:, t], x[:, t] + decay[:, t] * running, running)
+        running = torch.where(mask[:, t], x[:, t] + _discounted(decay[:, t], running), running)
         columns.append(running)
     scanned = torch.stack(columns[::-1], dim=1) if columns else x
     return torch.where(mask, scanned, 0)
@@ -91,7 +96,7 @@ def td_errors(rewards: Tensor, values: Tensor, discounts: Tensor, mask: Tensor) 
         [B, T], detached.
 
     Raises:
-        ValueError: shapes differ or mask is not right-padded.
+        ValueError: shapes differ, mask is not right-padded, or a reward at a real step is not finite.
 
     Example:
         >>> rewards, values = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0, 100.0]])
@@ -108,7 +113,7 @@ def td_errors(rewards: Tensor, values: Tensor, discounts: Tensor, mask: Tensor) 
             f"values has shape {list(values.shape)}, expected {[rows, steps + 1]}: one column more than "
             "rewards, for the state after the last step"
         )
-    return torch.where(mask, rewards + discounts * values[:, 1:] - values[:, :-1], 0)
+    return torch.where(mask, rewards + _discounted(discounts, values[:, 1:]) - values[:, :-1], 0)
 
 
 @torch.no_grad()
@@ -133,7 +138,8 @@ def gae(rewards: Tensor, values: Tensor, discounts: Tensor, mask: Tensor, lam: f
         (`lambda_returns`).
 
     Raises:
-        ValueError: shapes differ, mask is not right-padded, or lam is outside [0, 1].
+        ValueError: shapes differ, mask is not right-padded, a reward at a real step is not finite, or lam is outside
+            [0, 1].
 
     Example:
         >>> rewards, values = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0, 100.0]])
@@ -173,10 +179,10 @@ def lambda_returns(rewards: Tensor, values: Tensor, discounts: Tensor, mask: Ten
 
 
 def _centred(rewards: Tensor) -> Tensor:
-    if rewards.dim() != 2 or rewards.shape[1] < 2:
+    if rewards.dim() != 2 or rewards.shape[1] < 2 or not rewards.is_floating_point():
         raise ValueError(
-            f"rewards must be [G, K] with K >= 2 responses to each prompt, got shape {list(rewards.shape)}; "
-            "sample at least 2 responses a prompt"
+            "rewards must be floats [G, K] with K >= 2 responses to each prompt, got "
+            f"{rewards.dtype} of shape {list(rewards.shape)}; sample at least 2 responses a prompt"
         )
     _check_finite(rewards)
     shifted = rewards - rewards[:, :1]  # so that rounding keeps a constant group at exactly 0
@@ -206,8 +212,8 @@ def leave_one_out_advantages(rewards: Tensor) -> Tensor:
 
     Source: Ahmadian et al. 2024, Back to Basics; Kool et al. 2019. Chapter 15.
     """
-    size = rewards.shape[-1]
-    return _centred(rewards) * (size / (size - 1))
+    centred, size = _centred(rewards), rewards.shape[1]
+    return centred * (size / (size - 1))
 
 
 @torch.no_grad()
@@ -222,13 +228,13 @@ def group_advantages(rewards: Tensor, scale: bool = True, epsilon: float = 1e-4)
     Args:
         rewards: [G, K], K >= 2 independent responses to each of G prompts.
         scale: False leaves out the division.
-        epsilon: added to the standard deviation; a constant group gives 0.
+        epsilon: > 0, added to the standard deviation; a constant group gives 0.
 
     Returns:
         [G, K], detached; each row sums to 0.
 
     Raises:
-        ValueError: rewards is not [G, K] with K >= 2, or holds NaN or infinity.
+        ValueError: rewards is not [G, K] with K >= 2, or holds NaN or infinity, or epsilon is not positive.
 
     Example:
         >>> group_advantages(torch.tensor([[1.0, 2.0, 6.0], [5.0, 5.0, 5.0]]), scale=False).tolist()
@@ -236,6 +242,8 @@ def group_advantages(rewards: Tensor, scale: bool = True, epsilon: float = 1e-4)
 
     Source: Shao et al. 2024, DeepSeekMath. Chapter 15.
     """
+    if not epsilon > 0:
+        raise ValueError(f"epsilon must be positive, got {epsilon}; it keeps a constant group at 0")
     centred = _centred(rewards)
     if not scale:
         return centred

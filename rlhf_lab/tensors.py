@@ -177,11 +177,16 @@ def masked_var(x: Tensor, mask: Tensor) -> Tensor:
 
     Chapter 05.
     """
-    check_mask(x, mask)
-    count = int(mask.sum())
+    shifted, count = _from_first(x, mask), int(mask.sum())
     if count < 2:
         raise ValueError(f"mask must have at least 2 True entries for a variance, got {count}")
-    return masked_sum((x - masked_mean(x, mask)).square(), mask) / (count - 1)
+    return masked_sum((shifted - masked_mean(shifted, mask)).square(), mask) / (count - 1)
+
+
+def _from_first(x: Tensor, mask: Tensor) -> Tensor:
+    """x minus its first real entry, 0 where mask is False: rounding then keeps a constant at exactly 0."""
+    check_mask(x, mask)
+    return torch.where(mask, x - x[mask][:1].detach().sum(), 0)
 
 
 def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
@@ -209,6 +214,6 @@ def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
 
     Source: Huang et al. 2024, The N+ Implementation Details of RLHF with PPO. Chapter 05.
     """
-    variance, mean = masked_var(x, mask), masked_mean(x, mask)
-    whitened = (x - mean) * torch.rsqrt(variance + 1e-8)
-    return torch.where(mask, whitened if shift_mean else whitened + mean, 0)
+    variance, shifted = masked_var(x, mask), _from_first(x, mask)
+    whitened = (shifted - masked_mean(shifted, mask)) * torch.rsqrt(variance + 1e-8)
+    return torch.where(mask, whitened if shift_mean else whitened + masked_mean(x, mask), 0)

@@ -324,6 +324,7 @@ LAW = torch.full((1, 4), 0.25)
         (lambda: TokenWorld(2, 1, rough, eos=2), r"eos must be a token in \[0, 2\), got 2"),
         (lambda: TokenWorld(10, 9, rough), "1000000000 sequences; choose a smaller world"),
         (lambda: TokenWorld(3, 20, rough, eos=0), "2097151 sequences; choose a smaller world"),
+        (lambda: TokenWorld(2, 1, torch.tensor([0.0, math.nan])), "scores holds NaN or infinity"),
         (lambda: TokenWorld(2, 2, torch.zeros(3)), r"scores has shape \[3\], expected \[1, 4\] or \[4\]"),
         (lambda: WORLD.law(torch.zeros(1, 2, 2)), r"logits has shape \[1, 2, 2\], expected \[1, 3, 2\]"),
         (lambda: WORLD.score_gradient(torch.zeros(3, 2), LAW), "logits has shape"),

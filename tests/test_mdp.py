@@ -81,6 +81,34 @@ def test_the_value_of_a_random_walk_is_known():
     assert float(steps[0]) == pytest.approx(1 - 30)  # n (n + 1) steps from a reflecting wall
 
 
+def test_partial_derivatives_by_the_policy_are_visits_times_q_values():
+    """Rows are rescaled to sum to 1 in every digit, and that is no part of the derivative."""
+    mdp, policy = random_mdp(0), random_logits(0).softmax(-1).requires_grad_()
+    (by_autograd,) = torch.autograd.grad(expected_return(mdp, policy), policy)
+    fixed = policy.detach()
+    q_values = mdp.q_values(policy_evaluation(mdp, fixed))
+    torch.testing.assert_close(by_autograd, occupancy(mdp, fixed)[:, None] * q_values)
+
+
+def test_with_a_horizon_visits_count_the_end_too():
+    assert occupancy(TabularMDP(*walk(1), 1.0, horizon=3), torch.tensor([[0.0, 1.0]] * 2)).tolist() == [
+        [1, 0], [0, 1], [0, 1],
+    ]  # fmt: skip
+
+
+def walk(length):
+    mdp = chain(length)
+    return mdp.transitions, mdp.rewards, mdp.start
+
+
+@pytest.mark.parametrize(("length", "gap"), [(3, 12.0), (5, 8.0), (5, 10.0), (1, 40.0)])
+def test_a_value_that_the_numbers_cannot_hold_is_refused(length, gap):
+    """From every state the end pays 1, and is reached after more steps than float64 can count."""
+    policy = torch.tensor([gap, 0.0]).double().softmax(0).expand(length + 1, 2)
+    with pytest.raises(ValueError, match="ends too rarely"):
+        policy_evaluation(chain(length), policy)
+
+
 # -- the best policy --------------------------------------------------------------------------------------------------
 @few
 @given(st.integers(0, 10**6))
@@ -99,6 +127,30 @@ def test_of_equal_actions_one_that_ends_is_chosen(solve, mdp):
     """Without a cost of steps every way is as good as another, as long as it arrives."""
     values, policy = solve(mdp)
     torch.testing.assert_close(policy_evaluation(mdp, policy), values, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("gamma", [0.9, 0.999999])
+def test_policy_iteration_ends_whatever_the_size_of_the_rewards(size, gamma):
+    generator = torch.Generator().manual_seed(0)
+    moves = torch.rand(20, 3, 20, generator=generator, dtype=torch.float64)
+    rewards, start = size * torch.rand(20, 3, generator=generator, dtype=torch.float64), torch.eye(20)[0]
+    mdp = TabularMDP(moves / moves.sum(2, keepdim=True), rewards, start, gamma)
+    values, policy = policy_iteration(mdp)
+    torch.testing.assert_close(mdp.q_values(values).amax(1), values, rtol=1e-8, atol=0)
+    torch.testing.assert_close(policy_evaluation(mdp, policy), values, rtol=1e-8, atol=0)
+
+
+def test_large_rewards_on_the_way_to_an_end():
+    mdp = gridworld(["S..", ".#.", "..G"], gamma=1.0, slip=0.2, goal_reward=1e6)
+    assert float(mdp.start @ policy_iteration(mdp)[0]) == pytest.approx(1e6)
+
+
+def test_of_equal_actions_the_first_is_chosen_where_the_future_is_discounted():
+    """Action 1 ends and action 0 stays, both for nothing."""
+    mdp = TabularMDP(walk(1)[0], torch.zeros(2, 2), [1.0, 0.0], 0.5)
+    for solve in (value_iteration, policy_iteration):
+        assert solve(mdp)[1][0].tolist() == [1, 0]
 
 
 def test_a_policy_that_cannot_end_is_greedy():
@@ -279,6 +331,7 @@ BAD = {
     "a reward that is no number": ({"rewards": torch.full((2, 2), float("nan"))}, r"rewards\[0, 0\] is not finite"),
     "gamma above 1": ({"gamma": 1.1}, r"gamma is 1.1; expected .* \[0, 1\]"),
     "no steps": ({"horizon": 0}, "horizon is 0"),
+    "half a step": ({"horizon": 2.5}, "horizon is 2.5; expected a whole number"),
     "no end": ({"gamma": 1.0, "rewards": torch.ones(2, 2)}, "no state is absorbing"),
     "too few names": ({"states": ("a",)}, "states holds 1 names; expected 2"),
 }
@@ -293,8 +346,8 @@ def test_an_impossible_process_is_refused(case):
 
 def test_a_policy_in_single_precision_is_a_policy():
     policy = torch.softmax(torch.randn(4, 2, generator=torch.Generator().manual_seed(3)), dim=-1)
-    exact = expected_return(random_mdp(0), (policy.double() / policy.double().sum(1, keepdim=True)))
-    assert float(expected_return(random_mdp(0), policy)) == pytest.approx(float(exact), abs=1e-5)
+    exact = expected_return(random_mdp(0, 0.999999), policy.double() / policy.double().sum(1, keepdim=True))
+    assert float(expected_return(random_mdp(0, 0.999999), policy)) == pytest.approx(float(exact), rel=1e-12)
 
 
 def test_numbers_of_any_kind_make_a_process():
@@ -304,10 +357,20 @@ def test_numbers_of_any_kind_make_a_process():
         assert policy_evaluation(mdp, torch.ones(1, 1)).tolist() == [4.0]
 
 
-def test_laws_in_single_precision_are_laws():
+@pytest.mark.parametrize("kind", [torch.Tensor.clone, torch.Tensor.numpy])
+def test_laws_in_single_precision_are_laws(kind):
     moves = torch.tensor([[[0.95, 0.05], [0.3, 0.7]]] * 2)
-    mdp = TabularMDP(moves, torch.zeros(2, 2), torch.tensor([0.1, 0.9]), 0.9)
+    mdp = TabularMDP(kind(moves), torch.zeros(2, 2), kind(torch.tensor([0.1, 0.9])), 0.9)
     assert (mdp.transitions.sum(2) - 1).abs().max() < 1e-12
+    with pytest.raises(ValueError, match=r"sums to 1; expected 1 \(it is off by -1.1e-08\)"):
+        TabularMDP(moves.double(), torch.zeros(2, 2), torch.tensor([0.1, 0.9]), 0.9)
+
+
+def test_a_process_does_not_change_with_what_it_was_made_of():
+    rewards = torch.zeros(2, 2, dtype=torch.float64)
+    mdp = TabularMDP(**(GOOD | {"rewards": rewards}))
+    rewards[0, 0] = 7
+    assert mdp.rewards.eq(0).all()
 
 
 def test_policies_that_have_no_value_are_refused():
@@ -315,6 +378,12 @@ def test_policies_that_have_no_value_are_refused():
         policy_evaluation(chain(3), torch.tensor([[1.0, 0.0]] * 4))
     with pytest.raises(ValueError, match=r"policy\[0\] sums to 0.4"):
         policy_evaluation(chain(3), torch.full((4, 2), 0.2))
+    with pytest.raises(ValueError, match="length is 0; expected at least 1"):
+        chain(0)
+    with pytest.raises(ValueError, match=r"slip is 1.5; expected a probability"):
+        gridworld(["SG"], slip=1.5)
+    with pytest.raises(ValueError, match="start holds 1 numbers; expected 2"):
+        from_table({0: {0: []}, 1: {0: []}}, [1.0], 0.9)
     with pytest.raises(ValueError, match="policy has shape"):
         policy_evaluation(chain(3), torch.full((2, 2), 0.5))
     with pytest.raises(ValueError, match="no convergence"):

@@ -135,6 +135,13 @@ def test_a_truncated_row_bootstraps_and_a_terminal_one_does_not():
     assert gae(rewards, values, discounts, mask, 1.0).tolist() == [[6.0, 0.0], [1.0, 0.0]]
 
 
+def test_after_an_end_nothing_counts_not_even_what_is_no_number():
+    rewards, values = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0, math.nan]])
+    mask, discounts = torch.ones(1, 2).bool(), torch.tensor([[0.5, 0.0]])
+    assert td_errors(rewards, values, discounts, mask).tolist() == [[0.0, -2.0]]
+    assert discounted_returns(rewards, discounts, mask, torch.tensor([math.inf])).tolist() == [[2.0, 2.0]]
+
+
 def test_without_a_bootstrap_nothing_follows():
     rewards, _, discounts, mask = random_rows(0, [3, 1], [False, False])
     returns = discounted_returns(rewards, discounts, mask)
@@ -307,8 +314,11 @@ ROW, MASK = torch.ones(1, 3), torch.ones(1, 3).bool()
         (lambda: discounted_returns(ROW * math.nan, ROW, MASK), "rewards holds NaN or infinity, expected finite"),
         (lambda: gae(ROW * math.inf, torch.ones(1, 4), ROW, MASK, 0.9), "rewards holds NaN or infinity"),
         (lambda: group_advantages(torch.tensor([[1.0, math.nan]])), "rewards holds NaN or infinity"),
-        (lambda: group_advantages(torch.ones(3, 1)), r"K >= 2 .* got shape \[3, 1\]"),
-        (lambda: leave_one_out_advantages(torch.ones(3)), r"K >= 2 .* got shape \[3\]"),
+        (lambda: group_advantages(torch.ones(3, 1)), r"K >= 2 .* of shape \[3, 1\]"),
+        (lambda: leave_one_out_advantages(torch.tensor(1.0)), r"got torch.float32 of shape \[\]"),
+        (lambda: group_advantages(torch.ones(2, 3, dtype=torch.long)), "must be floats .* got torch.int64"),
+        (lambda: group_advantages(torch.ones(2, 3), epsilon=0.0), "epsilon must be positive, got 0.0"),
+        (lambda: leave_one_out_advantages(torch.ones(3)), r"K >= 2 .* of shape \[3\]"),
     ],
 )
 def test_bad_arguments_are_named(call, message):

@@ -99,6 +99,15 @@ def test_whitening_against_the_definition(case, shift_mean):
     assert white[~mask].eq(0).all()
 
 
+def test_what_is_under_the_mask_has_no_gradient_and_gives_none():
+    x = torch.tensor([1.0, 2.0, 5.0, math.nan], dtype=torch.float64, requires_grad=True)
+    real = torch.tensor([True, True, True, False])
+    (slope,) = torch.autograd.grad(masked_var(x, real), x)
+    assert slope.tolist() == pytest.approx([-5 / 3, -2 / 3, 7 / 3, 0])  # (x - mean), as 2 / (n - 1) is 1
+    kept = x.detach()[:3].requires_grad_()
+    assert torch.autograd.gradcheck(lambda y: masked_whiten(y, real[:3]), kept)
+
+
 def test_whitened_entries_have_mean_0_and_variance_1_over_the_mask():
     x, mask = torch.randn(6, 5, generator=torch.Generator().manual_seed(1)), torch.ones(6, 5).bool()
     mask[:, 3:] = False
@@ -111,7 +120,10 @@ def test_whitened_entries_have_mean_0_and_variance_1_over_the_mask():
 
 def test_whitening_a_constant_gives_zeros_and_ignores_padding():
     mask = length_mask(torch.tensor([2, 1]), 3)
-    assert masked_whiten(torch.full((2, 3), 7.0), mask).tolist() == [[0.0] * 3] * 2
+    for constant in (7.0, 0.1, 2 / 3, 1000.1):  # the mean of most is not the constant, in the last digit
+        wide = torch.full((1, 257), constant)
+        assert masked_whiten(wide, torch.ones(1, 257).bool()).eq(0).all()
+        assert masked_var(wide, torch.ones(1, 257).bool()) == 0
     x = torch.tensor([[1.0, 2.0, math.nan], [4.0, 0.0, 0.0]])
     wider = torch.nn.functional.pad(x, (0, 4), value=99.0)
     wider_mask = length_mask(torch.tensor([2, 1]), 7)
