@@ -12,7 +12,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -178,13 +178,18 @@ class History:
     def __init__(self) -> None:
         self.rows: list[dict[str, float | None]] = []
 
-    def add(self, step: int, **numbers: float | None) -> None:
-        """Append a row; None stands for a number that does not exist at this step.
+    def add(self, step: int, *parts: Mapping[str, float | None], **numbers: float | None) -> None:
+        """Append a row of all the parts; None stands for a number that does not exist at this step.
 
         Raises:
             FloatingPointError: a number is NaN or infinite; the message names it and the step.
+            ValueError: two parts have a name in common, as where `evaluate` returns what a recipe logs itself.
         """
-        row = {name: None if value is None else float(value) for name, value in numbers.items()}
+        row: dict[str, float | None] = {}
+        for part in (*parts, numbers):
+            if twice := row.keys() & part.keys():
+                raise ValueError(f"{min(twice)!r} is there twice at step {step}; evaluate must give it another name")
+            row |= {name: None if value is None else float(value) for name, value in part.items()}
         for name, value in row.items():
             if value is not None and not math.isfinite(value):
                 raise FloatingPointError(f"{name} is {value} at step {step}")

@@ -31,6 +31,7 @@ from rlhf_lab.town.facts import ATTRIBUTES, FACTS, PLACES
 from rlhf_lab.town.sentences import SENTENCES, fill
 from rlhf_lab.town.skills import FOLLOW_UPS, OTHER_PLACE, Prompt, draw_prompt, write_fact
 
+MOST_MOVES = 50_000_000  # entries of a process's transitions, 400 MB
 BEST = 3.0  # the most that a reply can earn in Pebble Town
 
 
@@ -70,7 +71,7 @@ class TabularEnv(gymnasium.Env):
     def __init__(self, mdp: TabularMDP):
         self.mdp = mdp
         self.observation_space, self.action_space = (Discrete(n) for n in mdp.rewards.shape)
-        self._moves, self._start = mdp.transitions.numpy().cumsum(-1), mdp.start.numpy().cumsum()
+        self._moves, self._start = mdp.transitions.numpy(), mdp.start.numpy()
         self._rewards, self._ends = mdp.rewards.tolist(), mdp.absorbing.tolist()
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
@@ -84,7 +85,8 @@ class TabularEnv(gymnasium.Env):
         over = self._ends[self._state] or self._steps == self.mdp.horizon
         return self._state, self._rewards[before][action], over, False, {}
 
-    def _draw(self, cumulative: np.ndarray) -> int:
+    def _draw(self, law: np.ndarray) -> int:
+        cumulative = law.cumsum()
         return int((cumulative > self.np_random.random() * cumulative[-1]).argmax())
 
 
@@ -93,6 +95,9 @@ def token_world_mdp(world: TokenWorld) -> TabularMDP:
 
     The score is paid with the last token, every prompt is equally likely, gamma is 1. A policy's logits
     [prompts, prefixes, V] are, flattened to rows, those of the process's states.
+
+    Raises:
+        ValueError: the world is too large for a table of all transitions.
 
     Example:
         >>> world = TokenWorld(2, 2, lambda prompt, tokens: float(tokens == (1, 1)))
@@ -103,18 +108,19 @@ def token_world_mdp(world: TokenWorld) -> TabularMDP:
     Chapter 02.
     """
     end, size = world.prompts * world.num_prefixes, world.vocab_size
+    if (end + 1) ** 2 * size > MOST_MOVES:
+        raise ValueError(f"world has {end} prefixes and {size} tokens; expected a smaller one, the table is [S, A, S]")
     moves = torch.zeros(end + 1, size, end + 1, dtype=torch.float64)
     rewards, start = torch.zeros(end + 1, size, dtype=torch.float64), torch.zeros(end + 1, dtype=torch.float64)
     moves[end, :, end] = 1
+    last = torch.arange(world.length) == world.lengths[:, None] - 1  # [N, length]
     for prompt in range(world.prompts):
         first = prompt * world.num_prefixes
         start[first] = 1 / world.prompts
-        for number in range(world.num_sequences):
-            tokens = world.tokens(number)
-            states = [first + world.prefix_id(tokens[:t]) for t in range(len(tokens))]
-            for state, token, after in zip(states, tokens, [*states[1:], end], strict=True):
-                moves[state, token, after] = 1
-            rewards[states[-1], tokens[-1]] = world.scores[prompt, number]
+        states = first + world.prefix_ids
+        after = torch.where(last, end, states.roll(-1, dims=1))
+        moves[states[world.mask], world.sequences[world.mask], after[world.mask]] = 1
+        rewards[states[last], world.sequences[last]] = world.scores[prompt]
     return TabularMDP(moves, rewards, start, gamma=1.0)
 
 

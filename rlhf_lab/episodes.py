@@ -15,6 +15,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor, nn
 
+from rlhf_lab.checkpoints import require
 from rlhf_lab.policies import (
     CategoricalPolicy,
     GaussianPolicy,
@@ -29,7 +30,7 @@ MakeEnv = str | Callable[[], gymnasium.Env]
 Act = Callable[[Tensor], Tensor]  # observations [B, ...] -> actions [B] or [B, D]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Episodes:
     """B rows of at most T steps.
 
@@ -59,12 +60,13 @@ class Episodes:
         """[B, T + 1] values of every real observation, the last one of a row too; 0 at padding. Differentiable."""
         rows, steps = self.mask.shape
         seen = length_mask(self.mask.sum(1) + 1, steps + 1)
-        return torch.zeros(rows, steps + 1).masked_scatter(seen, value(self.observations[seen]))
+        values = value(self.observations[seen])
+        return values.new_zeros(rows, steps + 1).masked_scatter(seen, values)
 
     def log_probs(self, policy: nn.Module) -> Tensor:
         """[B, T] nats, log-probs of the actions under a policy; 0 at padding. Differentiable."""
-        law = policy(self.observations[:, :-1][self.mask])
-        return torch.zeros(self.mask.shape).masked_scatter(self.mask, law.log_prob(self.actions[self.mask]))
+        log_probs = policy(self.observations[:, :-1][self.mask]).log_prob(self.actions[self.mask])
+        return log_probs.new_zeros(self.mask.shape).masked_scatter(self.mask, log_probs)
 
 
 @dataclass
@@ -103,7 +105,7 @@ def collect_episodes(envs: Sequence[gymnasium.Env], act: Act, gamma: float, max_
         Episodes; row b is from envs[b].
 
     Raises:
-        ValueError: a reward is NaN or infinite.
+        ValueError: a reward is NaN or infinite, or an argument that cannot be.
 
     Example:
         >>> from rlhf_lab.policies import sampling
@@ -115,6 +117,7 @@ def collect_episodes(envs: Sequence[gymnasium.Env], act: Act, gamma: float, max_
 
     Chapter 02.
     """
+    _check_amount(len(envs), "max_steps", max_steps, gamma)
     rows = [_first_row(env) for env in envs]
     for _ in range(max_steps):
         alive = [(env, row) for env, row in zip(envs, rows, strict=True) if not row.over]
@@ -148,8 +151,9 @@ class Runner:
             Episodes: the rows that ended, in the order in which they did, then those that go on.
 
         Raises:
-            ValueError: a reward is NaN or infinite.
+            ValueError: a reward is NaN or infinite, or an argument that cannot be.
         """
+        _check_amount(len(self.envs), "steps", steps, gamma)
         done: list[_Row] = []
         for _ in range(steps):
             _step(self.envs, self._rows, act)
@@ -162,16 +166,23 @@ class Runner:
         return _stack(rows, gamma, self.envs[0])
 
 
+def _check_amount(envs: int, name: str, steps: int, gamma: float) -> None:
+    require(envs >= 1, "envs", envs, "at least 1 of them")
+    require(steps >= 1, name, steps, "at least 1")
+    require(0 <= gamma <= 1, "gamma", gamma, "in [0, 1]")
+
+
 @torch.no_grad()
 def _step(envs: Sequence[gymnasium.Env], rows: Sequence[_Row], act: Act) -> None:
     """One step in every environment, noted in its row."""
     actions = act(_observed([row.observations[-1] for row in rows], envs[0])).numpy()
     for env, row, action in zip(envs, rows, actions, strict=True):
-        seen, reward, row.terminated, truncated, _ = env.step(_played(action, env))
+        seen, reward, terminated, truncated, _ = env.step(_played(action, env))
         row.observations.append(np.array(seen))  # a copy: some environments write into one buffer
         row.actions.append(action)
         row.rewards.append(float(reward))
-        row.over = row.terminated or truncated
+        row.terminated = bool(terminated)
+        row.over = row.terminated or bool(truncated)
 
 
 def _played(action: np.ndarray, env: gymnasium.Env):
@@ -228,20 +239,26 @@ def make_envs(env: MakeEnv, count: int, seed: int, continuous: bool = False) -> 
     """`count` environments, each seeded apart.
 
     Args:
-        env: the id of a registered environment, or a function that makes one.
+        env: the id of a registered environment, or a function that makes a new one with every call.
         count: how many, >= 1.
-        seed: environment i gets a hash of seed and i.
-        continuous: whether actions may be vectors.
+        seed: >= 0; environment i gets a hash of seed and i.
+        continuous: whether actions may be vectors of floats.
 
     Raises:
-        ValueError: the observations are neither Discrete nor Box, or the actions not Discrete (or, where allowed, Box).
+        ValueError: an argument that cannot be; the observations are neither Discrete nor Box, or the actions are not
+            Discrete (or, where allowed, a Box of floats).
     """
+    require(isinstance(env, str) or callable(env), "env", env, "an id, or a function that makes an environment")
+    require(count >= 1, "count", count, "at least 1 environment")
+    require(seed >= 0, "seed", seed, "a number from 0 on")
     envs = [gymnasium.make(env) if isinstance(env, str) else env() for _ in range(count)]
+    require(len(set(map(id, envs))) == count, "env", env, "a function that makes a new environment with every call")
     seen, actions = envs[0].observation_space, envs[0].action_space
     if not isinstance(seen, Discrete | Box):
         raise ValueError(f"env has observations {seen}; expected Discrete or Box (FlattenObservation may help)")
-    if not isinstance(actions, (Discrete, Box) if continuous else Discrete):
-        raise ValueError(f"env has actions {actions}; expected Discrete{' or Box' if continuous else ''}")
+    vectors = continuous and isinstance(actions, Box) and np.issubdtype(actions.dtype, np.floating)
+    if not (isinstance(actions, Discrete) or vectors):
+        raise ValueError(f"env has actions {actions}; expected Discrete{' or a Box of floats' if continuous else ''}")
     for i, made in enumerate(envs):
         made.reset(seed=int(np.random.SeedSequence([seed, i]).generate_state(1)[0]))
     return envs
@@ -277,6 +294,11 @@ def play(env: MakeEnv, act: Act, episodes: int, seed: int) -> list[float]:
         act: `policies.greedy(policy)`, or `policies.sampling(...)`.
         episodes: how many.
 
+    Raises:
+        ValueError: as `make_envs`, or an episode is longer than 10,000 steps.
+
     Chapter 05.
     """
-    return list(collect_episodes(make_envs(env, episodes, seed, continuous=True), act, gamma=1.0).returns)
+    returns = list(collect_episodes(make_envs(env, episodes, seed, continuous=True), act, gamma=1.0).returns)
+    require(len(returns) == episodes, "env", env, "episodes of at most 10,000 steps (gymnasium has a TimeLimit)")
+    return returns

@@ -17,9 +17,15 @@ from torch.distributions import Categorical, Distribution, Independent, Normal
 
 
 def draw(law: Distribution, generator: torch.Generator) -> Tensor:
-    """Sample actions: [B] integers of a Categorical, [B, D] of independent normals."""
+    """Sample actions: [B] integers of a Categorical, [B, D] of independent normals.
+
+    Raises:
+        ValueError: a law of another kind, which would be sampled as what it is not.
+    """
     if isinstance(law, Categorical):
         return torch.multinomial(law.probs, 1, generator=generator).squeeze(-1)
+    if not isinstance(getattr(law, "base_dist", law), Normal):
+        raise ValueError(f"policy gave a {type(law).__name__}; expected a Categorical, or independent Normals")
     return law.mean + law.stddev * torch.randn(law.mean.shape, generator=generator)
 
 

@@ -211,6 +211,15 @@ def test_history_columns():
         history.column("kl")
 
 
+def test_a_row_of_parts_has_each_name_once():
+    history = History()
+    history.add(3, {"loss": 1.0}, {}, {"score": 2.0}, more=None)
+    assert history.to_list() == [{"step": 3, "loss": 1.0, "score": 2.0, "more": None}]
+    with pytest.raises(ValueError, match="'loss' is there twice at step 4; evaluate must give it another name"):
+        history.add(4, {"loss": 1.0}, {"loss": 2.0})
+    assert len(history) == 1
+
+
 def test_history_survives_a_checkpoint_and_json(tmp_path):
     save_checkpoint(tmp_path / "run.pt", {"history": example().to_list()})
     assert History.from_list(load_checkpoint(tmp_path / "run.pt")["history"]) == example()

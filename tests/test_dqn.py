@@ -204,6 +204,8 @@ def test_nothing_is_learned_before_learning_starts():
     result = dqn("CartPole-v1", with_(learning_starts=40, total_steps=80))
     assert result.history.column("loss")[0].tolist() == [48, 64, 80]
     assert result.history.column("epsilon")[1].tolist() == pytest.approx([1, 1, 1, 0.04, 0.04])
+    whole = dqn("CartPole-v1", with_(learning_starts=48, total_steps=80))  # begins with the burst that reaches it
+    assert whole.history.column("loss")[0].tolist() == [48, 64, 80]
 
 
 class Corridor(Played):

@@ -53,18 +53,25 @@ def test_a_seed_decides_the_episode(name):
 
 # -- tables -----------------------------------------------------------------------------------------------------------
 def test_sampled_visits_are_those_of_the_process():
-    """Seed fixed; each of 9 shares is off by more than 5 standard errors with probability below 1e-5."""
+    """Seed fixed; one of 7 means is off by more than 5 standard errors once in 200,000 sound samplers."""
     mdp = gridworld(["S.#", "..O", "..G"], gamma=1.0, slip=0.3)
-    env, uniform = TabularEnv(mdp), torch.full_like(mdp.rewards, 0.25)
-    random, counts, episodes = np.random.default_rng(0), np.zeros(len(mdp.start)), 3000
-    state = env.reset(seed=1)[0]
-    while episodes:
-        counts[state] += 1
-        state, _, over, _, _ = env.step(int(random.integers(4)))
-        if over:
-            state, episodes = env.reset()[0], episodes - 1
-    exact = occupancy(mdp, uniform).numpy()
-    np.testing.assert_allclose(counts / 3000, exact, atol=5 * float((exact * (exact + 1) / 3000).max() ** 0.5) * 2)
+    env, law = TabularEnv(mdp), [0.05, 0.5, 0.4, 0.05]  # mostly east and south, so that a slip shows
+    random, visits = np.random.default_rng(0), np.zeros((3000, len(mdp.start)))
+    for episode in range(3000):
+        state, over = env.reset(seed=1 if episode == 0 else None)[0], False
+        while not over:
+            visits[episode, state] += 1
+            state, _, over, _, _ = env.step(int(random.choice(4, p=law)))
+    errors = 5 * visits.std(axis=0) / 3000**0.5
+
+    def far(slip):
+        other = gridworld(["S.#", "..O", "..G"], gamma=1.0, slip=slip)
+        exact = occupancy(other, torch.tensor(law, dtype=torch.float64).expand_as(other.rewards)).numpy()
+        return (np.abs(visits.mean(axis=0) - exact) > errors).any()
+
+    assert not far(0.3)
+    assert far(0.2)
+    assert far(0.4)
 
 
 def test_a_horizon_ends_the_episode():
@@ -75,6 +82,11 @@ def test_a_horizon_ends_the_episode():
 def test_the_end_of_a_chain_is_paid_and_terminal():
     rewards, _ = walk(TabularEnv(chain(3, step_reward=-0.5)), [1])
     assert rewards == [-0.5, -0.5, 0.5]
+
+
+def test_a_world_too_large_for_a_table_is_refused():
+    with pytest.raises(ValueError, match="1365 prefixes and 64 tokens"):
+        token_world_mdp(TokenWorld(64, 2, torch.zeros(64**2), prompts=21))
 
 
 @pytest.mark.parametrize("eos", [None, 1])

@@ -18,6 +18,7 @@ from rlhf_lab.policies import (
     GaussianPolicy,
     TabularPolicy,
     TabularValue,
+    ToFloat,
     greedy,
     sampling,
 )
@@ -103,6 +104,20 @@ def walks(count, seed=0, stop=0.25):
 
 
 # -- ends -------------------------------------------------------------------------------------------------------------
+class NumberedEnd(Counter):
+    """Says with 0 and 1 whether it is over, as some environments do."""
+
+    def step(self, action):
+        seen, reward, terminated, truncated, info = super().step(action)
+        return seen, reward, int(terminated), int(truncated), info
+
+
+def test_an_end_may_be_told_by_a_number():
+    ends = iter((2, 3))
+    episodes = collect_episodes([NumberedEnd(next(ends)) for _ in range(2)], last_bit, gamma=0.5)
+    assert episodes.discounts.tolist() == [[0.5, 0, 0], [0.5, 0.5, 0]]
+
+
 def test_a_terminal_step_has_discount_0_and_a_truncated_one_gamma():
     ends = iter((3, 9, 2))
     envs = make_envs(lambda: TimeLimit(Counter(next(ends)), 4), 3, seed=0)
@@ -300,8 +315,9 @@ def with_spaces(observations, actions):
 
 VECTOR, INTEGER = Box(-1, 1, (3,), np.float32), Discrete(4)
 UNSUPPORTED = {
-    "several choices at once": (with_spaces(VECTOR, MultiDiscrete([2, 3])), True, r"actions MultiDiscrete.*or Box"),
+    "several choices at once": (with_spaces(VECTOR, MultiDiscrete([2, 3])), True, r"actions MultiDiscrete.*or a Box"),
     "vectors where only choices": (with_spaces(VECTOR, VECTOR), False, r"actions Box\(.*\); expected Discrete$"),
+    "vectors of integers": (with_spaces(VECTOR, Box(0, 3, (2,), np.int64)), True, r"Box\(.*a Box of floats$"),
     "named observations": (with_spaces(Dict({"x": VECTOR}), INTEGER), True, r"observations Dict.*Discrete or Box"),
 }
 
@@ -380,6 +396,44 @@ def test_a_seed_gives_its_episodes_and_each_environment_others():
     assert len(set(first.rewards[:, 0].tolist() + other.rewards[:, 0].tolist())) == 8
     more = played(0, count=6)  # neighbours change nothing
     assert torch.equal(more.rewards[:4, 0], first.rewards[:, 0])
+
+
+def test_an_episode_without_end_is_not_left_out():
+    with pytest.raises(ValueError, match="expected episodes of at most 10,000 steps"):
+        play("CliffWalking-v1", lambda observations: torch.zeros_like(observations), 1, seed=0)  # north for ever
+
+
+ONE = Counter()
+WRONG = {
+    "an environment in place of its maker": (lambda: make_envs(ONE, 1, 0), "env is .* expected an id, or a function"),
+    "one environment for all": (lambda: make_envs(lambda: ONE, 2, 0), "a new environment with every call"),
+    "no environment": (lambda: make_envs(Counter, 0, 0), "count is 0"),
+    "no episodes": (lambda: play(Counter, last_bit, 0, 0), "count is 0"),
+    "a negative seed": (lambda: make_envs(Counter, 1, -1), "seed is -1"),
+    "nothing to collect from": (lambda: collect_episodes([], last_bit, 0.9), "envs is 0"),
+    "a discount above 1": (lambda: collect_episodes([Counter()], last_bit, 1.5), "gamma is 1.5"),
+    "no steps of an episode": (lambda: collect_episodes([Counter()], last_bit, 0.9, max_steps=0), "max_steps is 0"),
+    "no steps of a fragment": (lambda: Runner([Counter()]).collect(last_bit, 0, 0.9), "steps is 0"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_an_argument_that_cannot_be_is_named(case):
+    call, message = WRONG[case]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_agents_may_compute_in_double_precision():
+    (env,) = envs = make_envs(Counter, 1, 0)
+    policy, value = policy_for(env).double(), value_for(env).double()
+    for body in (policy, value):
+        body.register_forward_pre_hook(lambda module, inputs: (inputs[0].double(),))
+    for module in (*policy.modules(), *value.modules()):
+        if isinstance(module, ToFloat):
+            module.forward = lambda x: x
+    episodes = collect_episodes(envs, last_bit, gamma=0.9)
+    assert episodes.values(value).dtype == episodes.log_probs(policy).dtype == torch.float64
 
 
 def test_play_gives_the_return_of_every_episode():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
-from torch.distributions import Categorical
+from torch.distributions import Bernoulli, Categorical, Laplace
 
 from rlhf_lab.policies import (
     CategoricalPolicy,
@@ -50,6 +50,12 @@ def test_draws_of_a_categorical_follow_it():
     probs, n = torch.tensor([0.5, 0.3, 0.15, 0.05]), 20_000
     counts = draw(Categorical(probs.expand(n, 4)), generator()).bincount(minlength=4)
     assert float(((counts - n * probs) ** 2 / (n * probs)).sum()) < 30.7
+
+
+@pytest.mark.parametrize("law", [Bernoulli(torch.tensor([0.5])), Laplace(torch.zeros(2), torch.ones(2))])
+def test_a_law_of_another_kind_is_not_drawn_as_a_normal(law):
+    with pytest.raises(ValueError, match=f"policy gave a {type(law).__name__}; expected"):
+        draw(law, generator())
 
 
 def test_draws_of_normals_follow_them():

@@ -224,7 +224,9 @@ def state(result):
 
 def test_the_loop_takes_the_steps_of_the_formula():
     """Two iterations again, by hand, with torch's own Adam."""
-    config = dataclasses.replace(FAST, total_steps=64, final_fraction=0.5, max_grad_norm=0.3)
+    config = dataclasses.replace(
+        FAST, total_steps=64, final_fraction=0.5, max_grad_norm=0.3, gamma=0.7, gae_lambda=0.5, clip_epsilon=0.001
+    )
     result = ppo("CartPole-v1", config)
     envs, generator = make_envs("CartPole-v1", 2, 0), generator_for(0, "ppo")
     with torch.random.fork_rng(devices=[]):
@@ -234,15 +236,28 @@ def test_the_loop_takes_the_steps_of_the_formula():
     optimiser, runner = torch.optim.Adam(parameters, lr=1e-3, eps=1e-5), Runner(envs)
     for rate in (1e-3, 0.75e-3):
         optimiser.param_groups[0]["lr"] = rate
-        batch, _ = prepare(runner.collect(sampling(policy, generator), 16, 0.99), policy, value, None, config)
+        batch, _ = prepare(runner.collect(sampling(policy, generator), 16, 0.7), policy, value, None, config)
+        clipped = []
         for part in [p for _ in range(2) for p in torch.randperm(32, generator=generator).chunk(2)]:
             optimiser.zero_grad()
+            ratio = (policy(batch.observations[part]).log_prob(batch.actions[part]) - batch.old_log_probs[part]).exp()
+            clipped.append(float(((ratio - 1).abs() > 0.001).float().mean()))
             ppo_losses(policy, value, batch.select(part), config, first=False)[0].backward()
             nn.utils.clip_grad_norm_(parameters, 0.3)
             optimiser.step()
     by_hand = [*policy.state_dict().values(), *value.state_dict().values()]
     assert all(map(torch.equal, state(result), by_hand))
     assert result.history.column("entropy")[0].tolist() == [32, 64]
+    assert sum(clipped) > 0
+    assert result.history.last("clip_fraction") == pytest.approx(sum(clipped) / 4)
+
+
+def test_evaluates_before_between_and_after():
+    config = dataclasses.replace(FAST, total_steps=32 * 5, evaluate_every=2)
+    result = ppo("CartPole-v1", config, evaluate=lambda policy: {"one": 1})
+    assert result.history.column("one")[0].tolist() == [0, 64, 128, 160]
+    with pytest.raises(ValueError, match="'entropy' is there twice at step 64"):
+        ppo("CartPole-v1", config, evaluate=lambda policy: {"entropy": 1})
 
 
 def shared_agent():

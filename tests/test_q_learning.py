@@ -127,6 +127,12 @@ def test_exploration_falls_to_its_last_share():
     config = with_(steps=8000, learning_rate=1e-9, epsilon=0.8, final_epsilon=0.0)
     result = q_learning(lambda: Numbered(3), config, q_values=start)
     assert result.visits[:, 0].sum() / 8000 == pytest.approx(0.2, abs=0.025)  # 5 standard errors
+    # Of two steps the first explores fully and the last one not at all.
+    seeds = [
+        q_learning(lambda: Numbered(3), with_(config, steps=2, epsilon=1.0, seed=s), q_values=start) for s in range(40)
+    ]
+    assert not any(run.visits[1:, 0].any() for run in seeds)
+    assert any(run.visits[0, 0] for run in seeds)
     greedy = q_learning(lambda: Numbered(3), with_(config, epsilon=0.0), q_values=start)
     assert not greedy.visits[:, 0].any()
 

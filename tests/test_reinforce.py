@@ -11,7 +11,8 @@ from test_episodes import Played
 from torch import nn
 
 from rlhf_lab.checkpoints import generator_for
-from rlhf_lab.episodes import Episodes, collect_episodes, make_envs
+from rlhf_lab.episodes import Episodes, collect_episodes, make_envs, policy_for
+from rlhf_lab.invariants import InvariantViolation
 from rlhf_lab.mdp import (
     TabularMDP,
     chain,
@@ -21,7 +22,9 @@ from rlhf_lab.mdp import (
     value_iteration,
 )
 from rlhf_lab.policies import TabularPolicy, TabularValue, sampling
+from rlhf_lab.recipes.ppo import PPOConfig, ppo
 from rlhf_lab.recipes.reinforce import ReinforceConfig, fit_value, leashed, others_mean, reinforce, weights
+from rlhf_lab.returns import gae
 from rlhf_lab.tensors import length_mask
 
 torch.set_num_threads(1)
@@ -165,6 +168,20 @@ def test_weights_are_data_and_0_at_padding():
         assert not weight[~episodes.mask].any()
 
 
+def test_the_weights_are_what_they_are_called():
+    """With a value it is subtracted, also where whole returns weight the actions; a cut row bootstraps from it."""
+    mask, value = torch.ones(1, 2).bool(), values([3.0, -1.0, 0.5, 2.0, 7.0])
+    for discounts, after in (([0.9, 0.9], 0.5), ([0.9, 0.0], 0.0)):  # cut, and ended, in state 2
+        cut = Episodes(
+            torch.tensor([[0, 1, 2]]), torch.zeros(1, 2).long(), torch.ones(1, 2), torch.tensor([discounts]), mask, ()
+        )
+        to_go = [1 + 0.9 * (1 + 0.9 * after), 1 + 0.9 * after]
+        for reward_to_go, returns in ((True, to_go), (False, to_go[:1] * 2)):
+            config = ReinforceConfig(gamma=0.9, reward_to_go=reward_to_go)
+            expected = [returns[0] - 3.0, returns[1] + 1.0]
+            assert weights(cut, cut.rewards, value, config)[0].tolist() == pytest.approx(expected)
+
+
 # -- the leash --------------------------------------------------------------------------------------------------------
 def test_the_leash_is_paid_in_every_step():
     policy, reference = table(1), table(2)
@@ -218,6 +235,59 @@ def test_a_step_follows_the_mean_over_episodes(entropy_coef):
     (expected,) = torch.autograd.grad(-gain / config.episodes, start.logits)
     torch.testing.assert_close(policy.logits.grad, expected)
     assert ((policy.logits - start.logits).sign() == -expected.sign()).all()
+
+
+def test_the_loop_takes_the_steps_of_the_formula():
+    """Two iterations of a leashed actor-critic again, by hand, with torch's own Adam."""
+    config = dataclasses.replace(
+        FAST, iterations=2, gamma=0.9, gae_lambda=0.6, kl_coef=0.4, learning_rate=0.1, value_learning_rate=0.03,
+        value_epochs=3, entropy_coef=0.2,
+    )  # fmt: skip
+    reference = TabularPolicy(4, 2)
+    reference.logits.data[:, 1] = 1.0
+    result = reinforce(corridor, config, reference=reference)
+    envs, generator = make_envs(corridor, 4, 0), generator_for(0, "reinforce")
+    policy, value = TabularPolicy(4, 2), TabularValue(4)
+    optimiser = torch.optim.Adam(policy.parameters(), lr=0.1)
+    critic = torch.optim.Adam(value.parameters(), lr=0.03)
+    for row in result.history.rows:
+        episodes = collect_episodes(envs, sampling(policy, generator), 0.9, 30)
+        mask, entropy = episodes.mask, policy(episodes.observations[:, :-1]).entropy()[episodes.mask]
+        with torch.no_grad():
+            rewards = episodes.rewards - 0.4 * (episodes.log_probs(policy) - episodes.log_probs(reference))
+            seen = episodes.values(value)
+            advantages = gae(rewards, seen, episodes.discounts, mask, 0.6)
+            targets = advantages + seen[:, :-1]
+        optimiser.zero_grad()
+        (-((episodes.log_probs(policy) * advantages).sum() + 0.2 * entropy.sum()) / 4).backward()
+        expected = {"return": float(episodes.rewards.sum() / 4), "length": float(mask.sum() / 4)}
+        expected |= {"entropy": entropy.mean().item(), "grad_norm": float(policy.logits.grad.norm())}
+        optimiser.step()
+        for _ in range(3):
+            loss = (episodes.values(value)[:, :-1] - targets)[mask].square().mean() / 2
+            critic.zero_grad()
+            loss.backward()
+            critic.step()
+        expected["value_loss"] = loss.item()
+        assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    torch.testing.assert_close(result.policy.logits, policy.logits)
+    torch.testing.assert_close(result.value.values, value.values)
+
+
+def test_a_part_of_the_policy_may_be_frozen():
+    policy = policy_for(make_envs("CartPole-v1", 1, 0)[0])
+    frozen = next(policy.parameters()).requires_grad_(False)
+    before = frozen.clone()
+    reinforce("CartPole-v1", dataclasses.replace(FAST, iterations=1), policy=policy)
+    assert torch.equal(frozen, before)
+
+
+@pytest.mark.parametrize("recipe", [reinforce, ppo])
+def test_the_policy_is_no_reference_for_itself(recipe):
+    policy = policy_for(make_envs("CartPole-v1", 1, 0)[0])
+    config = {reinforce: ReinforceConfig, ppo: PPOConfig}[recipe](kl_coef=0.1)
+    with pytest.raises(InvariantViolation, match="moves along"):
+        recipe("CartPole-v1", config, policy=policy, reference=policy)
 
 
 @pytest.mark.parametrize(

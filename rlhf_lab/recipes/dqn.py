@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from gymnasium.spaces import Box
 from torch import Tensor, nn
 from torch.nn.functional import smooth_l1_loss
 from tqdm.auto import trange
@@ -24,7 +25,7 @@ class DQNConfig:
     """Every choice of a DQN run. Defaults are for CartPole and its like.
 
     Attributes:
-        total_steps: of the environment, >= 1.
+        total_steps: of the environment, >= 1; the last burst is never cut short, so it may be a few more.
         learning_starts: steps taken at random before the first gradient, >= 1.
         train_every: steps between bursts of gradients, >= 1.
         gradients: of each burst, >= 1.
@@ -36,8 +37,9 @@ class DQNConfig:
         final_fraction: in [0, 1]; share of the rate left at the end, a linear fall; 1 is constant.
         max_grad_norm: > 0.
         gamma: in [0, 1].
-        epsilon, final_epsilon: in [0, 1], share of random actions at the first step and from `exploration` on.
-        exploration: in (0, 1], share of the run in which epsilon falls.
+        epsilon, final_epsilon: in [0, 1], share of random actions; a linear fall from the one at step 0 to the other,
+            of which the part before `learning_starts` is replaced by 1.
+        exploration: in (0, 1], share of the run after which `final_epsilon` is reached.
         hidden: widths of the network's layers.
         evaluate_every: bursts between calls of `evaluate`.
         seed: of weights, environment, actions and batches.
@@ -147,11 +149,12 @@ def dqn(
     """
     config = config or DQNConfig()
     envs = make_envs(env, 1, config.seed)
-    sizes = (math.prod(envs[0].observation_space.shape or (0,)), int(envs[0].action_space.n))
-    require(sizes[0] > 0, "env's observations", envs[0].observation_space, "a Box (use q_learning for Discrete ones)")
+    seen = envs[0].observation_space
+    require(isinstance(seen, Box), "env's observations", seen, "a Box (use q_learning for Discrete ones)")
+    sizes = (math.prod(seen.shape), int(envs[0].action_space.n))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        network = network or perceptron(*sizes, config.hidden)
+        network = perceptron(*sizes, config.hidden) if network is None else network
     target = copy.deepcopy(network).requires_grad_(False)
     optimiser = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
     runner, memory, generator = Runner(envs), None, generator_for(config.seed, "dqn")
@@ -165,7 +168,7 @@ def dqn(
             for group in optimiser.param_groups:
                 group["lr"] = config.learning_rate * linear(1.0, config.final_fraction, burst / bursts)
             episodes = runner.collect(exploring(network, epsilon, generator), config.train_every, config.gamma)
-            memory = memory or Memory(config.memory, episodes.observations[0, 0])
+            memory = Memory(config.memory, episodes.observations[0, 0]) if memory is None else memory
             memory.add(episodes)
             steps = []
             for _ in range(config.gradients if memory.count >= config.learning_starts else 0):
@@ -183,7 +186,7 @@ def dqn(
             last, stop = burst + 1 == bursts, interrupt.requested
             due = evaluate is not None and (last or stop or (burst + 1) % config.evaluate_every == 0)
             numbers = {"return": episodes.mean_return, "epsilon": epsilon} | mean_rows(steps)
-            history.add(step=taken + config.train_every, **numbers, **(evaluate(network) if due else {}))
+            history.add(taken + config.train_every, numbers, evaluate(network) if due else {})
             if stop:
                 break
     return DQNResult(network, history, interrupted=burst + 1 < bursts)

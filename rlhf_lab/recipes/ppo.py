@@ -117,7 +117,7 @@ class PPOResult:
     interrupted: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """N steps in no order: everything is data, [N] or [N, ...]."""
 
@@ -173,7 +173,10 @@ def ppo(
     envs = make_envs(env, config.environments, config.seed, continuous=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        policy, value = policy or policy_for(envs[0]), value or value_for(envs[0])
+        policy = policy_for(envs[0]) if policy is None else policy
+        value = value_for(envs[0]) if value is None else value
+    if reference is not None:
+        invariants.check_reference_apart(policy, reference)
     parameters = list(nn.ModuleList([policy, value]).parameters())  # each once, shared or not
     optimiser = torch.optim.Adam(parameters, lr=config.learning_rate, eps=config.adam_epsilon)
     runner, generator, history = Runner(envs), generator_for(config.seed, "ppo"), History()
@@ -200,7 +203,7 @@ def ppo(
                 steps.append(row | {"grad_norm": float(norm)})
             last, stop = i + 1 == iterations, interrupt.requested
             due = evaluate is not None and (last or stop or (i + 1) % config.evaluate_every == 0)
-            history.add(step=(i + 1) * size, **numbers, **mean_rows(steps), **(evaluate(policy) if due else {}))
+            history.add((i + 1) * size, numbers, mean_rows(steps), evaluate(policy) if due else {})
             if stop:
                 break
     return PPOResult(policy, value, history, interrupted=i + 1 < iterations)

@@ -33,7 +33,8 @@ class ReinforceConfig:
     Attributes:
         iterations: gradient steps of the policy, >= 1.
         episodes: in each iteration, >= 1 (>= 2 with baseline="mean").
-        max_steps: an episode is cut after so many, >= 1.
+        max_steps: an episode is cut after so many, >= 1. A cut episode bootstraps from the value of its last state;
+            with baseline "none" or "mean" it counts as ended.
         learning_rate, value_learning_rate: Adam's, > 0.
         value_epochs: gradient steps of the value on each batch, >= 1.
         gamma: discount, in [0, 1].
@@ -142,10 +143,13 @@ def reinforce(
     envs = make_envs(env, config.episodes, config.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        policy = policy or policy_for(envs[0])
-        value = (value or value_for(envs[0])) if config.baseline == "value" else None
+        policy = policy_for(envs[0]) if policy is None else policy
+        if config.baseline == "value" and value is None:
+            value = value_for(envs[0])
+    if reference is not None:
+        invariants.check_reference_apart(policy, reference)
     optimiser = torch.optim.Adam(policy.parameters(), lr=config.learning_rate)
-    critic = value and torch.optim.Adam(value.parameters(), lr=config.value_learning_rate)
+    critic = None if value is None else torch.optim.Adam(value.parameters(), lr=config.value_learning_rate)
     generator, history = generator_for(config.seed, "reinforce"), History()
     if evaluate is not None:
         history.add(step=0, **evaluate(policy))
@@ -159,7 +163,7 @@ def reinforce(
             gain = reinforce_objective(log_probs, advantages[mask]) + config.entropy_coef * law.entropy()
             optimiser.zero_grad()
             (-gain.sum() / len(mask)).backward()
-            norm = nn.utils.get_total_norm([p.grad for p in policy.parameters()])
+            norm = nn.utils.get_total_norm([p.grad for p in policy.parameters() if p.grad is not None])
             invariants.check_finite("the gradient norm", norm, step)
             optimiser.step()
             numbers = {"return": masked_sum(episodes.rewards, mask, dim=1).mean(), "length": mask.sum(1).float().mean()}
@@ -168,7 +172,7 @@ def reinforce(
                 numbers["value_loss"] = fit_value(value, critic, episodes, rewards, config)
             last, stop = step == config.iterations, interrupt.requested
             due = evaluate is not None and (last or stop or step % config.evaluate_every == 0)
-            history.add(step=step, **numbers, **(evaluate(policy) if due else {}))
+            history.add(step, numbers, evaluate(policy) if due else {})
             if stop:
                 break
     return ReinforceResult(policy, value, history, interrupted=step < config.iterations)
@@ -190,7 +194,8 @@ def weights(episodes: Episodes, rewards: Tensor, value: nn.Module | None, config
     if config.reward_to_go and value is not None:
         advantages = gae(rewards, values, discounts, mask, config.gae_lambda)
     else:
-        advantages = discounted_returns(rewards, discounts, mask)
+        last = None if value is None else values.gather(1, mask.sum(1, keepdim=True)).squeeze(1)
+        advantages = discounted_returns(rewards, discounts, mask, last)
         if not config.reward_to_go:
             advantages = torch.where(mask, advantages[:, :1], 0)
         if value is not None:

@@ -297,7 +297,7 @@ def train_rlhf(
                 state.extra["kl_coef"] = adapted_kl_coef(run.kl_coef, numbers["kl"], config.kl_target)
             done, last = step + 1, step + 1 == config.iterations
             due = evaluate is not None and (last or done % config.evaluate_every == 0)
-            state.history.add(step=done, **numbers, **(evaluate(run.policy) if due else {}))
+            state.history.add(done, numbers, evaluate(run.policy) if due else {})
             state.step, stop = done, interrupt.requested
             if last or stop or done % checkpoint_every == 0:
                 state.save(checkpoint)
