@@ -75,7 +75,7 @@ def check_first_minibatch(
             f"at most {tolerance:g} and {10 * tolerance:g} nats, clip fraction 0, before any update",
             diagnosis() if diagnosis else MISMATCH_CAUSES,
             "sample and score with one temperature and precision, eval mode, position ids from the mask",
-            "10",
+            "05 or 10",
         )
 
 
@@ -291,7 +291,7 @@ def check_reference_apart(policy: torch.nn.Module, reference: torch.nn.Module) -
             f"{len(shared)} parameters in one place for policy and reference",
             "none",
             "the reference is the policy itself and not a copy: it moves along and the leash holds nothing",
-            "give train_rlhf a reference made with `LanguageModel.copy()`",
+            "pass a copy: `LanguageModel.copy()`, or copy.deepcopy of a policy",
             "10",
         )
 
