@@ -357,7 +357,7 @@ def command_notebooks(arguments):
 
 
 def command_bench(arguments):
-    names = sorted(path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py"))
+    names = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "rows")
     if not arguments or arguments[0] not in names:
         say(f"usage: python run.py bench NAME [options]\nNAME is one of: {', '.join(names) or '(none yet)'}")
         return 2

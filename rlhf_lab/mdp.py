@@ -1,9 +1,9 @@
 """Markov decision processes small enough to solve: values, the best policy and the policy gradient, all exact.
 
 A policy is a table pi [S, A] of probabilities, each row a law over actions. An episode ends in an *absorbing* state:
-every action stays there for a reward of 0. With gamma 1 values exist only where the policy reaches one, so the linear
-systems are solved on the other, transient states. With a `horizon` of H steps values depend on the time left. Left out:
-continuous states, average reward, partial observation.
+every action stays there for a reward of 0. With gamma 1 values are determined only where the policy reaches one; the
+linear systems are solved on the other, transient states. With a `horizon` of H steps values depend on the time left.
+Left out: continuous states, average reward, partial observation.
 """
 
 from collections.abc import Mapping, Sequence
@@ -213,7 +213,7 @@ def _check_ends(mdp: TabularMDP, moves: Tensor, system: Tensor) -> None:
         ends = ends | ((moves > 0) & ends).any(dim=1)
     if not ends.all():
         state = _first(~ends)
-        raise ValueError(f"policy never ends from state {state}, so with gamma 1 it has no value; lower gamma")
+        raise ValueError(f"policy never ends from state {state}, so with gamma 1 its values are open; lower gamma")
     into_end = moves[~mdp.absorbing][:, mdp.absorbing].sum(dim=1)
     reached, failed = torch.linalg.solve_ex(system, into_end)  # the probability of an end, which is 1
     if failed or not ((reached - 1).abs() < SURE).all():  # NaN fails too

@@ -253,6 +253,7 @@ def test_a_slip_goes_to_either_side():
     north, east = (mdp.transitions[0, mdp.actions.index(name)] for name in ("north", "east"))
     assert north.tolist() == pytest.approx([0.9, 0.1])  # the side step east ends, all others hit a wall
     assert east.tolist() == pytest.approx([0.2, 0.8])
+    assert gridworld(["SG"], slip=1.0).transitions[0, :2].tolist() == [[0.5, 0.5], [1.0, 0.0]]  # never straight on
 
 
 @pytest.mark.parametrize(
