@@ -770,7 +770,7 @@ CASES: dict[str, Case] = {
             ),
             "no mask at all: padding counts as tokens": lambda tokens, lengths: torch.ones_like(tokens).bool(),
         },
-        sign="the score stalls at once and songs stay long: nobody teaches the end",
+        sign="the score stalls at once and songs end no sooner: nobody teaches the end",
     ),
     "B": Case(
         suspect="score twice",
@@ -781,7 +781,7 @@ CASES: dict[str, Case] = {
         means="each song is paid once, after its last token",
         hint="penalty everywhere, plus the score in column mask.sum(1) - 1",
         mistakes=MISPLACED,
-        sign="songs one token too long, values above any score: somebody is paid several times",
+        sign="songs too long, values above any score: somebody is paid several times",
     ),
     "C": Case(
         suspect="score early",

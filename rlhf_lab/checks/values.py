@@ -125,7 +125,7 @@ def check_epsilon_greedy(function: Callable[[Tensor, float], Tensor]) -> None:
         case = f"values {[round(x, 3) for x in q.tolist()]}, epsilon {epsilon}"
         faults = _greedy_faults(q, epsilon)
         _compare(name, case, function, _law(q, epsilon), faults, hint, inputs=(q, epsilon))
-    print(f"{name}: passed (3 cases by hand, {RANDOM_CASES} random ones, half of them with ties)")
+    print(f"{name}: passed (3 cases by hand, {RANDOM_CASES} random ones, some of them with ties)")
 
 
 def _greedy_faults(q: Tensor, epsilon: float) -> dict[str, Callable[[], Tensor]]:
