@@ -179,7 +179,9 @@ def test_the_target_is_copied_now_and_then_and_never_trained():
 
 def test_the_loop_takes_the_steps_of_the_formula():
     """Three bursts again, by hand, with torch's own Adam."""
-    config = with_(total_steps=48, target_every=1, max_grad_norm=0.3, final_fraction=0.25, exploration=1.0)
+    config = with_(
+        total_steps=48, target_every=1, learning_rate=1e-3, max_grad_norm=0.3, final_fraction=0.25, exploration=1.0
+    )
     result = dqn("CartPole-v1", config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
