@@ -30,8 +30,8 @@ def test_an_empty_exercise_says_so(check):
         (lambda *data: None, "is there a `return`"),
         (lambda rewards, values, *rest: values, "one number for every step"),
         (lambda rewards, values, *rest: rewards @ values, "RuntimeError"),
-        (lambda rewards, *rest: torch.full_like(rewards, torch.nan), "usual cause"),
-        (lambda rewards, *rest: torch.zeros_like(rewards), "usual cause"),
+        (lambda rewards, *rest: torch.full_like(rewards, torch.nan), "what is asked"),
+        (lambda rewards, *rest: torch.zeros_like(rewards), "what is asked"),
     ],
 )
 def test_what_is_no_answer_is_refused(check, mistake, cause):

@@ -77,9 +77,9 @@ def of_the_probability(logits, actions):
         (lambda x, a: one_hot((a + 1) % x.shape[1], x.shape[1]) - x.softmax(-1), "one at the chosen action"),
         (lambda x, a: x.log_softmax(-1).gather(1, a[:, None]).squeeze(1), "one at the chosen action"),
         (lambda x, a: None, "is there a `return`"),
-        (lambda x, a: x @ a, "usual cause: one at the chosen action"),
+        (lambda x, a: x @ a, "what is asked: one at the chosen action"),
         (lambda x, a: score_function(x.sub_(x.logsumexp(1, keepdim=True)), a), "in place"),
-        (lambda x, a: score_function(x, a).T, "usual cause: the shape"),
+        (lambda x, a: score_function(x, a).T, "what is asked: the shape"),
     ],
 )
 def test_score_function_names_the_mistake(mistake, cause):
@@ -146,11 +146,11 @@ def without_mask(rewards, gamma, mask):
         (lambda r, g, m: torch.nn.functional.pad(reward_to_go(r, g, m)[:, 1:], (0, 1)), "the return of the next step"),
         (from_the_start, "discounted to the start"),
         (lambda r, g, m: m * without_mask(r, g, m), "the mask is missing: junk"),
-        (without_mask, "the mask is missing: there must be 0"),
+        (without_mask, "the mask is missing: junk at padding is counted, and there"),
         (lambda r, g, m: reward_to_go(r.T, g, m.T).T * m, "the wrong axis"),
         (lambda r, g, m: reward_to_go(r, g, m)[:, 0], "one sum a row"),
         (lambda r, g, m: None, "is there a `return`"),
-        (lambda r, g, m: r @ r, "usual cause: from the last step"),
+        (lambda r, g, m: r @ r, "what is asked: from the last step"),
         (padding_overwritten, "argument 1 after the call"),
     ],
 )
@@ -192,7 +192,7 @@ def test_reinforce_loss_passes(solution):
         (lambda p, g, m: -torch.where(m, p * g, 0.0).sum(1), "expected one number"),
         (lambda p, g, m: None, "the loss is NoneType"),
         (lambda p, g, m: reinforce_loss(p, g.mul_(m), m), "in place"),
-        (lambda p, g, m: -(p * g * m).sum(1).mean() + p.exp()[m].sum(), "usual cause: minus the sum"),
+        (lambda p, g, m: -(p * g * m).sum(1).mean() + p.exp()[m].sum(), "what is asked: minus the sum"),
     ],
 )
 def test_reinforce_loss_names_the_mistake(mistake, cause):
@@ -244,7 +244,7 @@ def length(scores):
         (lambda g, r: [optimal_baseline(g, r)], "not a number"),
         (lambda g, r: optimal_baseline(g, r)[None], r"the shape, \[1\]"),
         (lambda g, r: optimal_baseline(g.mul_(2), r), "in place"),
-        (lambda g, r: (g.square() * r).sum(), "usual cause: a mean of the returns"),
+        (lambda g, r: (g.square() * r).sum(), "what is asked: a mean of the returns"),
     ],
 )
 def test_optimal_baseline_names_the_mistake(mistake, cause):
@@ -299,7 +299,7 @@ def log_ratio(new, old, mask):
         (lambda new, old, m: torch.where(m, new, 0.0).sum(1).exp().detach(), "the old policy is missing"),
         (lambda new, old, m: torch.where(m, new - old, 0.0).sum(1).exp(), "a missing detach"),
         (lambda new, old, m: log_ratio(new, old, m).sum(1).exp() * float("inf"), "a number overflowed"),
-        (lambda new, old, m: importance_weights(new, old, m).clamp(max=2), "usual cause: sum log_probs"),
+        (lambda new, old, m: importance_weights(new, old, m).clamp(max=2), "what is asked: sum log_probs"),
         (lambda new, old, m: importance_weights(new, old, m).clamp(max=100), "2000 steps"),
         (of_probabilities, "2000 steps:[^$]*overflowed or became 0"),
         (lambda new, old, m: importance_weights(new, old.mul_(m), m), "in place"),

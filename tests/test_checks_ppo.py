@@ -151,7 +151,11 @@ def smaller_mean(n, o, a, m, e):
 
 
 SURROGATE_MISTAKES = {
-    "always 0.2": (lambda *x: clipped_surrogate(*x[:4], 0.2), r"epsilon 0.3:[^$]*min\(ratio A"),
+    "always 0.2": (lambda *x: clipped_surrogate(*x[:4], 0.2), r"epsilon 0.3:[^$]*the band is fixed at 0.2"),
+    "quotient": (
+        lambda n, o, a, m, e: right(n / o.detach(), a.detach(), e)[m].mean(),
+        "the log-probs are divided",
+    ),
     "in place": (data_overwritten, "argument 3 after the call"),
     "leaf in place": (leaf_overwritten, "in-place operation[^$]*an argument is changed in place"),
     "above only": (surrogate_mistake(lambda r, a, e: torch.minimum(r * a, r.clamp(max=1 + e) * a)), "above only"),
@@ -160,7 +164,10 @@ SURROGATE_MISTAKES = {
     "smaller mean": (smaller_mean, "the smaller of two means"),
     "exchanged": (lambda n, o, *x: clipped_surrogate(o, n, *x), "log-probs are exchanged"),
     "sign": (lambda *x: -clipped_surrogate(*x), "the sign"),
-    "max": (surrogate_mistake(lambda r, a, e: torch.maximum(r * a, r.clamp(1 - e, 1 + e) * a)), "the maximum"),
+    "max": (
+        surrogate_mistake(lambda r, a, e: torch.maximum(r * a, r.clamp(1 - e, 1 + e) * a)),
+        "this is the maximum; take the minimum",
+    ),
     "clip alone": (surrogate_mistake(lambda r, a, e: r.clamp(1 - e, 1 + e) * a), "the clipped term alone"),
     "no clip": (surrogate_mistake(lambda r, a, e: r * a), "nothing is clipped"),
     "inverted": (surrogate_mistake(lambda r, a, e: right(1 / r, a, e)), "upside down"),
@@ -185,7 +192,7 @@ SURROGATE_MISTAKES = {
     ),
     "no mask": (surrogate_mistake(right, lambda gain, mask: gain.mean()), "the mask is missing"),
     "over padding": (surrogate_mistake(right, lambda gain, mask: (gain * mask).mean()), "divide by the number"),
-    "sum": (surrogate_mistake(right, lambda gain, mask: gain[mask].sum()), "the sum"),
+    "sum": (surrogate_mistake(right, lambda gain, mask: gain[mask].sum()), "this is the sum; divide"),
     "rows": (surrogate_mistake(right, row_means), "means of the rows|mean of the rows"),
     "per row": (per_row, "the ratio of whole rows"),
     "tokens": (surrogate_mistake(right, lambda gain, mask: gain), "the shape"),
@@ -229,6 +236,12 @@ def returns_overwritten(values, old_values, returns, mask, clip_epsilon):
 
 
 VALUE_MISTAKES = {
+    "larger mean": (
+        lambda v, o, r, m, e: torch.maximum(
+            ((v - r.detach()) ** 2)[m].mean() / 2, ((near(v, o.detach(), e) - r.detach()) ** 2)[m].mean() / 2
+        ),
+        "the larger of two means",
+    ),
     "in place": (returns_overwritten, "argument 3 after the call"),
     "live old values": (
         lambda v, o, r, m, e: right_value(v, o, r.detach(), e)[m].mean(),
@@ -280,6 +293,7 @@ def with_fraction(fraction):
 
 GAUGE_MISTAKES = {
     "always 0.2": (lambda n, o, m, e: gauges(n, o, m, 0.2), "epsilon 0.3"),
+    "percent": (lambda n, o, m, e: (gauges(n, o, m, e)[0], 100 * gauges(n, o, m, e)[1]), "this is in percent"),
     "in place": (lambda n, o, m, e: gauges(n.sub_(o), 0 * o, m, e), "argument 1 after the call"),
     "other way": (with_kl(lambda n, o, m: kl_k3(n, o)[m].mean()), "the other way round"),
     "k1": (with_kl(lambda n, o, m: (o - n)[m].mean()), "k1"),

@@ -57,7 +57,7 @@ def overflowing(ref_law, scores, kl_coef):
         (lambda ref, s, k: (ref + s / k).softmax(-1), "without its logarithm"),
         (overflowing, "overflowed"),
         (lambda ref, s, k: None, "is there a `return`"),
-        (lambda ref, s, k: ref @ s, "usual cause: law = ref_law"),
+        (lambda ref, s, k: ref @ s, "what is asked: law = ref_law"),
     ],
 )
 def test_optimal_law_names_the_mistake(mistake, cause):

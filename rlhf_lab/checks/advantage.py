@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rlhf_lab.checks.compare import compare, expect_data, odd_tensors, same_tensors
+from rlhf_lab.checks.compare import compare, exercise, expect_data, odd_tensors, same_tensors
 from rlhf_lab.tensors import length_mask
 
 GAMMA = 0.9  # of the random rows
@@ -136,6 +136,7 @@ def _n_step(rewards, values, discounts, mask, n, *, pay=0, bootstrap=True, minus
 
 
 # -- the checks -------------------------------------------------------------------------------------------------------
+@exercise
 def check_td_errors(function: Callable[..., Tensor]) -> None:
     """Check `td_errors(rewards, values, discounts, mask)` -> [B, T]: r_t + discount_t V_{t + 1} - V_t.
 
@@ -192,6 +193,7 @@ def _gae_faults() -> dict[str, Callable[..., Tensor]]:
     }
 
 
+@exercise
 def check_gae(function: Callable[..., Tensor]) -> None:
     """Check `gae(rewards, values, discounts, mask, lam)` -> [B, T]: A_t = delta_t + discount_t lam A_{t + 1}.
 
@@ -202,6 +204,7 @@ def check_gae(function: Callable[..., Tensor]) -> None:
     _check("gae", function, _gae, _gae_faults(), hint, settings=((0.25,), (0.0,), (0.9,), (1.0,)))
 
 
+@exercise
 def check_n_step_advantage(function: Callable[..., Tensor]) -> None:
     """Check `n_step_advantage(rewards, values, discounts, mask, n)` -> [B, T].
 
@@ -241,6 +244,7 @@ def _targets(rewards, values, discounts, mask, lam):
     return torch.where(mask, _gae(rewards, values, discounts, mask, lam) + values[:, :-1], 0)
 
 
+@exercise
 def check_value_targets(function: Callable[..., Tensor]) -> None:
     """Check `value_targets(rewards, values, discounts, mask, lam)` -> [B, T]: the lambda returns.
 

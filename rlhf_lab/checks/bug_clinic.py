@@ -23,7 +23,7 @@ from torch.nn.functional import one_hot
 
 from rlhf_lab import invariants, town
 from rlhf_lab.checkpoints import History, generator_for
-from rlhf_lab.checks.compare import changed, compare, odd_tensors, same_tensors
+from rlhf_lab.checks.compare import changed, compare, exercise, odd_tensors, same_tensors
 from rlhf_lab.envs import KINDS, DialogueEnv, write_kind
 from rlhf_lab.episodes import Episodes, Runner, make_envs
 from rlhf_lab.evaluation import Interval, mean_interval
@@ -1030,6 +1030,7 @@ def _answers(repair: Callable) -> Callable:
     return part
 
 
+@exercise
 def grade(name: str, repair: Callable) -> None:
     """Put the repair into the patient and compare with the exact answer.
 
@@ -1555,6 +1556,7 @@ METHODS: dict[str, Method] = {
 }
 
 
+@exercise
 def grade_method(function: Callable) -> None:
     """Compare a method of the agent, by its name, with the healthy one.
 
@@ -1598,6 +1600,7 @@ def best_kind(desk: DialogueEnv) -> str:
 
 
 # -- the other exercises -----------------------------------------------------------------------------------------------
+@exercise
 def check_whiten(function: Callable[[Tensor, Tensor], Tensor]) -> None:
     """Check `whiten(advantages [B, T], mask [B, T])`: mean 0 and variance 1 over the real tokens, 0 at padding.
 
@@ -1652,6 +1655,7 @@ WHITEN_FAULTS: dict[str, Callable] = {
 }
 
 
+@exercise
 def check_clip_is_alive(function: Callable[[list[float], list[float]], bool]) -> None:
     """Check `clip_is_alive(clip_fractions, step_kls)`: False if the policy moved (> 0.01) and nothing was ever clipped.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from functools import wraps
 from numbers import Real
 from operator import eq
 
@@ -11,6 +12,24 @@ from torch import Tensor
 from rlhf_lab.evaluation import Interval
 
 IN_PLACE = "an argument is changed in place, and the caller still needs it: work on a copy"
+RAISED = "your function raised this; the traceback above names the line"
+ASKED = "what is asked"
+
+
+def exercise(check: Callable) -> Callable:
+    """The check, whose failure shows the message and, of a function that raised, its traceback.
+
+    The lines of the check itself are left out of it: they hold the answer.
+    """
+
+    @wraps(check)
+    def quiet(*arguments, **options):
+        try:
+            return check(*arguments, **options)
+        except AssertionError as error:
+            raise AssertionError(*error.args) from (error.__cause__ or error.__context__)
+
+    return quiet
 
 
 def compare(
@@ -32,7 +51,7 @@ def compare(
         call: the reader's function.
         expected: the right answer.
         faults: cause -> what a function with this fault gives on the same inputs.
-        hint: the cause to name where no fault gives the same answer.
+        hint: what is asked, said where no fault gives the same answer.
         same: whether two answers agree.
         odd: a cause that shows in (answer, expected) alone, such as None for an answer; it goes before the faults.
         inputs: what to call it with. It gets copies, and tensors and lists among them must come back unchanged.
@@ -50,11 +69,14 @@ def compare(
     except NotImplementedError:
         raise
     except Exception as error:  # the reader's code may raise anything
-        fail(name, case, f"{type(error).__name__}: {error}", expected, IN_PLACE if "in-place" in str(error) else hint)
+        slip = isinstance(error, NameError | AttributeError | ImportError)
+        happened = IN_PLACE if "in-place" in str(error) else RAISED if slip else f"{RAISED}\n  {ASKED}: {hint}"
+        fail(name, case, f"{type(error).__name__}: {error}", expected, happened, "what happened")
     if not same(got, expected):
         alike = (cause for cause, fault in faults.items() if same(got, fault()))
-        cause = odd(got, expected) or "\n  or           ".join(alike) or _other_shape(got, expected) + hint
-        fail(name, case, got, expected, cause)
+        if cause := odd(got, expected) or "\n  or           ".join(alike):
+            fail(name, case, got, expected, cause)
+        fail(name, case, got, expected, _other_shape(got, expected) + hint, ASKED)
     for number, (before, after) in enumerate(zip(inputs, given, strict=True), start=1):
         if changed(before, after):
             fail(name, f"{case}, argument {number} after the call", after, before, IN_PLACE)
@@ -107,17 +129,32 @@ def _other_shape(got: object, expected: object) -> str:
     return f"the shape, {list(got.shape)}; " if known and got.shape != expected.shape else ""
 
 
-def fail(name: str, case: str, got: object, expected: object, cause: str) -> None:
+def fail(name: str, case: str, got: object, expected: object, cause: str, label: str = "usual cause") -> None:
     """Raise the AssertionError of a check: inputs, got, expected and what usually causes it."""
+    first = _first_difference(got, expected)
     raise AssertionError(
-        f"{name}, {case}:\n  got       {_show(got)}\n  expected  {_show(expected)}\n  usual cause: {cause}"
+        f"{name}, {case}:\n  got       {_show(got, first)}\n  expected  {_show(expected, first)}\n  {label}: {cause}"
     )
 
 
-def _show(value: object) -> str:
+SHOWN = 12  # entries of a tensor in a message
+
+
+def _first_difference(got: object, expected: object) -> int:
+    """Number of the first entry that differs, of those of a tensor in a row; 0 where that has no meaning."""
+    if not (isinstance(got, Tensor) and isinstance(expected, Tensor) and got.shape == expected.shape):
+        return 0
+    apart = (got.detach().double() - expected.detach().double()).abs().flatten()
+    return int((~(apart < 1e-5)).int().argmax()) if len(apart) else 0  # NaN differs too
+
+
+def _show(value: object, first: int = 0) -> str:
     if isinstance(value, Tensor):
         numbers = [round(x, 4) for x in value.detach().flatten().tolist()]
-        return f"{numbers[:12]} of shape {list(value.shape)}"
+        begin = first - first % SHOWN
+        shown, end = numbers[begin : begin + SHOWN], begin + SHOWN
+        place = f" (entries {begin} to {min(end, len(numbers)) - 1})" if len(numbers) > SHOWN else ""
+        return f"{shown}{place} of shape {list(value.shape)}"
     if isinstance(value, Interval):
         return f"mean {value.mean:.3f} in [{value.low:.3f}, {value.high:.3f}], count {value.count}"
     return repr(value)

@@ -13,7 +13,7 @@ from random import Random
 import torch
 from torch import Tensor
 
-from rlhf_lab.checks.compare import compare, odd_tensors, same_tensors
+from rlhf_lab.checks.compare import compare, exercise, odd_tensors, same_tensors
 from rlhf_lab.mdp import TabularMDP, policy_evaluation, value_iteration
 
 RANDOM_CASES = 30
@@ -44,6 +44,7 @@ def _discounted(rewards: Sequence[float], gamma: float, first: int = 0) -> float
     return sum(gamma ** (t + first) * reward for t, reward in enumerate(rewards))
 
 
+@exercise
 def check_discounted_return(function: Callable[[Sequence[float], float], float]) -> None:
     """Check `discounted_return(rewards, gamma)`: the sum over t of gamma^t times the t-th reward, t from 0.
 
@@ -85,6 +86,7 @@ def _steps(gamma: float, share: float) -> int:
     return steps
 
 
+@exercise
 def check_effective_horizon(function: Callable[[float, float], int]) -> None:
     """Check `effective_horizon(gamma, share)`: the smallest whole n with gamma^n <= share, both in (0, 1).
 
@@ -114,6 +116,7 @@ def check_effective_horizon(function: Callable[[float, float], int]) -> None:
 
 
 # -- one step of Bellman's equation -----------------------------------------------------------------------------------
+@exercise
 def check_bellman_backup(function: Callable[[Tensor, Tensor, float, Tensor, Tensor], Tensor]) -> None:
     """Check `bellman_backup(transitions [S, A, S], rewards [S, A], gamma, policy [S, A], values [S])` -> [S].
 
@@ -164,6 +167,7 @@ def _backup_faults(transitions, rewards, gamma, policy, values) -> dict[str, Cal
 
 
 # -- greedy improvement -----------------------------------------------------------------------------------------------
+@exercise
 def check_greedy_policy(function: Callable[[Tensor, Tensor, float, Tensor], Tensor]) -> None:
     """Check `greedy_policy(transitions [S, A, S], rewards [S, A], gamma, values [S])` -> [S, A], 1 at the best action.
 
@@ -230,6 +234,7 @@ def _odd_policy(q_values: Tensor, got, expected) -> str | None:
 
 
 # -- shaping ----------------------------------------------------------------------------------------------------------
+@exercise
 def check_shaped_rewards(function: Callable[[Tensor, Tensor, float, Tensor], Tensor]) -> None:
     """Check `shaped_rewards(transitions [S, A, S], rewards [S, A], gamma, potential [S])` -> [S, A].
 

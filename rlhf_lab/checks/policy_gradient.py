@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from rlhf_lab.checks.compare import compare, expect_data, odd_tensors, same_tensors
+from rlhf_lab.checks.compare import compare, exercise, expect_data, odd_tensors, same_tensors
 from rlhf_lab.exact import TokenWorld
 from rlhf_lab.tensors import length_mask
 
@@ -32,6 +32,7 @@ def _rows(seed: int, rows: int = 4, width: int = 5) -> tuple[torch.Generator, Te
 
 
 # -- the score function ----------------------------------------------------------------------------------------------
+@exercise
 def check_score_function(function: Callable[[Tensor, Tensor], Tensor]) -> None:
     """Check `score_function(logits, actions)`, [B, A] and [B] -> [B, A]: gradient of log pi(action) by the logits.
 
@@ -85,6 +86,7 @@ def _to_go(rewards: Tensor, gamma: float, mask: Tensor, *, masked=True, own=1, a
     return torch.where(mask, rewards @ weights.T, 0.0)
 
 
+@exercise
 def check_reward_to_go(function: Callable[[Tensor, float, Tensor], Tensor]) -> None:
     """Check `reward_to_go(rewards, gamma, mask)`, [B, T]: what a step and those after it earn, discounted to the step.
 
@@ -122,13 +124,16 @@ def _to_go_faults(rewards: Tensor, gamma: float, mask: Tensor) -> Faults:
             gamma**steps * whole
         ),
         "the mask is missing: junk at padding is counted as reward": lambda: _to_go(rewards, gamma, mask, masked=False),
-        "the mask is missing: there must be 0 at padding": lambda: _to_go(rewards, gamma, torch.ones_like(mask)),
+        "the mask is missing: junk at padding is counted, and there must be 0 there": lambda: _to_go(
+            rewards, gamma, torch.ones_like(mask)
+        ),
         "the wrong axis: time is axis 1, rows are different episodes": lambda: _to_go(rewards, gamma, mask, axis=0),
         "one sum a row: every step has its own reward to go": lambda: whole[:, 0],
     }
 
 
 # -- the loss --------------------------------------------------------------------------------------------------------
+@exercise
 def check_reinforce_loss(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     """Check `reinforce_loss(log_probs, returns, mask)`, all [B, T] -> scalar: -1/B sum over real steps of log pi G.
 
@@ -206,6 +211,7 @@ def _gradient_of_returns(loss: Callable, log_probs: Tensor, returns: Tensor, mas
 
 
 # -- the best constant -----------------------------------------------------------------------------------------------
+@exercise
 def check_optimal_baseline(function: Callable[[Tensor, Tensor], Tensor]) -> None:
     """Check `optimal_baseline(scores, returns)`, [N, D] and [N] -> scalar: E[|g|^2 R] / E[|g|^2] over the N episodes.
 
@@ -258,6 +264,7 @@ def _baseline_faults(scores: Tensor, returns: Tensor) -> Faults:
 
 
 # -- importance weights ----------------------------------------------------------------------------------------------
+@exercise
 def check_importance_weights(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     """Check `importance_weights(log_probs, old_log_probs, mask)`, [B, T] -> [B]: pi over pi_old, whole episodes, data.
 

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rlhf_lab.checks.compare import compare, odd_tensors, same_tensors
+from rlhf_lab.checks.compare import compare, exercise, odd_tensors, same_tensors
 from rlhf_lab.mdp import TabularMDP, expected_return, occupancy, policy_evaluation
 from rlhf_lab.tensors import length_mask
 
@@ -22,7 +22,7 @@ EPSILON = 0.2
 
 _odd = partial(
     odd_tensors,
-    shape="the shape: one number for the whole batch; reduce over the mask",
+    shape="the shape: the answer is one number; sum or average over all axes",
     not_finite="a number that is not finite; is junk at padding multiplied by 0 and not left out?",
 )
 _compare = partial(compare, same=same_tensors, odd=_odd)
@@ -92,6 +92,7 @@ def _hand_tokens() -> tuple[Tensor, ...]:
     return new, old, advantages, torch.tensor([[True, True, True, True, False]])
 
 
+@exercise
 def check_clipped_surrogate(function: Callable[..., Tensor]) -> None:
     """Check `clipped_surrogate(log_probs, old_log_probs, advantages, mask, clip_epsilon)` -> a number to maximise.
 
@@ -157,6 +158,11 @@ def _whole_rows(log_probs, old_log_probs, advantages, mask, clip_epsilon) -> Ten
     return _mean(torch.minimum(ratio * advantages, _clip(ratio, clip_epsilon) * advantages), mask)
 
 
+def _plain_log_probs(term: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The mean over the mask of a term of log-probs, data detached."""
+    return lambda new, old, a, mask, e: _mean(term(new, old.detach(), a.detach(), e), mask)
+
+
 def _ratio_one(log_probs, old_log_probs, advantages, mask, clip_epsilon) -> Tensor:
     return _surrogate(log_probs, log_probs, advantages, mask, clip_epsilon)
 
@@ -164,7 +170,7 @@ def _ratio_one(log_probs, old_log_probs, advantages, mask, clip_epsilon) -> Tens
 _DATA = "a missing detach: {} are data, and the policy's loss must not reach what made them"
 _SURROGATE_FAULTS = {
     "the sign: an objective is maximised; this is the loss": lambda *x: -_surrogate(*x),
-    "the maximum and not the minimum": _plain(lambda r, a, e: torch.maximum(r * a, _clip(r, e) * a)),
+    "this is the maximum; take the minimum": _plain(lambda r, a, e: torch.maximum(r * a, _clip(r, e) * a)),
     "the clipped term alone; without the minimum a token that moved the wrong way has no gradient to come back": _plain(
         lambda r, a, e: _clip(r, e) * a
     ),
@@ -183,6 +189,10 @@ _SURROGATE_FAULTS = {
     "old and new log-probs are exchanged: the new ones are above, and have the gradient": lambda new, old, *more: (
         _surrogate(old, new, *more)
     ),
+    "the log-probs are divided; the ratio is exp of their difference": _plain_log_probs(
+        lambda new, old, a, e: torch.minimum(new / old * a, _clip(new / old, e) * a)
+    ),
+    "the band is fixed at 0.2; use clip_epsilon": lambda new, old, a, mask, e: _surrogate(new, old, a, mask, 0.2),
     "the ratio is always 1: the old log-probs are those kept from sampling, not log_probs.detach()": _ratio_one,
     "the difference of the log-probs is not yet the ratio; take its exponential": _plain(
         lambda r, a, e: torch.minimum(r.log() * a, _clip(r.log(), e) * a)
@@ -198,7 +208,9 @@ _SURROGATE_FAULTS = {
     _DATA.format("advantages"): _live_advantages,
     "the mask is missing: padding counts": _padded,
     "the mean runs over padding too: divide by the number of real tokens": _over_all,
-    "the sum and not the mean": lambda new, old, a, mask, e: _surrogate(new, old, a, mask, e) * mask.sum(),
+    "this is the sum; divide by the number of real tokens": lambda new, old, a, mask, e: (
+        _surrogate(new, old, a, mask, e) * mask.sum()
+    ),
     "the ratio of whole rows: here every token has its own": _whole_rows,
     "the mean of the rows' means: a token of a short row would count more": lambda new, old, a, mask, e: torch.stack(
         [_surrogate(new[i], old[i], a[i], mask[i], e) for i in range(len(mask))]
@@ -229,6 +241,7 @@ def _hand_values() -> tuple[Tensor, ...]:
     )
 
 
+@exercise
 def check_value_loss(function: Callable[..., Tensor]) -> None:
     """Check `value_loss(values, old_values, returns, mask, clip_epsilon)` -> a number to minimise, mean over the mask.
 
@@ -265,7 +278,7 @@ def _live_value_loss(values, old_values, returns, mask, clip_epsilon) -> Tensor:
 _VALUE_FAULTS = {
     "the sign: a loss is minimised": lambda *x: -_value_loss(*x),
     "the half is missing": lambda *x: 2 * _value_loss(*x),
-    "the minimum and not the maximum: the larger error counts": _faulty_value(
+    "this is the minimum; take the maximum, so that the larger error counts": _faulty_value(
         lambda v, o, r, e: torch.minimum((v - r).square(), (_moved(v, o, e) - r).square()) / 2
     ),
     "the clipped value alone: a value that moved away has no gradient to come back": _faulty_value(
@@ -273,6 +286,10 @@ _VALUE_FAULTS = {
     ),
     "nothing is clipped, or the band is around the return; it is around the old value": _faulty_value(
         lambda v, o, r, e: (v - r).square() / 2
+    ),
+    "the larger of two means; take the larger error of each step, then the mean": lambda v, o, r, m, e: torch.maximum(
+        _mean((v - r.detach()).square() / 2, m),
+        _mean((_moved(v, o.detach(), e) - r.detach()).square() / 2, m),
     ),
     "the old value is not added back to the clipped change": _faulty_value(
         lambda v, o, r, e: torch.maximum((v - r).square(), ((v - o).clamp(-e, e) - r).square()) / 2
@@ -290,7 +307,7 @@ _VALUE_FAULTS = {
     "the mean runs over padding too: divide by the number of real steps": lambda v, o, r, m, e: (
         _value_loss(v, o, r, m, e) * m.double().mean()
     ),
-    "the sum and not the mean": lambda v, o, r, m, e: _value_loss(v, o, r, m, e) * m.sum(),
+    "this is the sum; divide by the number of real tokens": lambda v, o, r, m, e: _value_loss(v, o, r, m, e) * m.sum(),
 }
 
 
@@ -301,6 +318,7 @@ def _gauges(log_probs, old_log_probs, mask, clip_epsilon) -> tuple[Tensor, Tenso
     return _mean(change.exp() - 1 - change, mask), _mean(outside, mask)
 
 
+@exercise
 def check_gauges(function: Callable[..., tuple]) -> None:
     """Check `gauges(log_probs, old_log_probs, mask, clip_epsilon)` -> (approximate KL, clip fraction).
 
@@ -360,7 +378,7 @@ _KL_FAULTS = {
     ),
     "- 1 is forgotten: at equal policies it must be 0": lambda n, o, m, e: _mean((n - o).exp() - (n - o), m),
     "the mask is missing: padding counts": lambda n, o, m, e: _gauges(n, o, torch.ones_like(m), e)[0],
-    "the sum and not the mean": lambda n, o, m, e: _gauges(n, o, m, e)[0] * m.sum(),
+    "this is the sum; divide by the number of real tokens": lambda n, o, m, e: _gauges(n, o, m, e)[0] * m.sum(),
     "the two numbers are swapped": lambda n, o, m, e: _gauges(n, o, m, e)[1],
 }
 _FRACTION_FAULTS = {
@@ -376,6 +394,7 @@ _FRACTION_FAULTS = {
     "the share inside the band and not outside": lambda n, o, m, e: 1 - _gauges(n, o, m, e)[1],
     "the ratio is upside down: new over old": lambda n, o, m, e: _mean((((o - n).exp() - 1).abs() > e).double(), m),
     "the mask is missing: padding counts": lambda n, o, m, e: _gauges(n, o, torch.ones_like(m), e)[1],
+    "a share is between 0 and 1; this is in percent": lambda n, o, m, e: 100 * _gauges(n, o, m, e)[1],
     "a count and not a share": lambda n, o, m, e: _gauges(n, o, m, e)[1] * m.sum(),
 }
 
@@ -394,6 +413,7 @@ def _process(seed: int, gamma: float, states: int = 4, actions: int = 3) -> tupl
     return TabularMDP(moves, rewards, start, gamma), *policies
 
 
+@exercise
 def check_performance_difference(function: Callable[[TabularMDP, Tensor, Tensor], Tensor]) -> None:
     """Check `performance_difference(process, policy, old_policy)` -> J(policy) - J(old_policy), by the lemma.
 

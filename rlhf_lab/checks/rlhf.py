@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rlhf_lab.checks.compare import compare, fail, odd_tensors, same_tensors
+from rlhf_lab.checks.compare import compare, exercise, fail, odd_tensors, same_tensors
 from rlhf_lab.evaluation import Interval, mean_interval, proportion_interval
 from rlhf_lab.exact import TokenWorld
 from rlhf_lab.tensors import length_mask
@@ -25,6 +25,7 @@ _compare = partial(compare, same=same_tensors, odd=_odd)
 
 
 # -- the optimum ---------------------------------------------------------------------------------------------
+@exercise
 def check_optimal_law(function: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     """Check `optimal_law(ref_law, scores, kl_coef) -> law`, all [prompts, N]: ref exp(scores / kl_coef) / Z.
 
@@ -86,6 +87,7 @@ def _token_rewards(scores, ended, log_probs, ref, mask, kl_coef, penalty, *, at=
     return (kl * mask if masked else kl) + (scores - penalty * ~ended)[:, None] * place
 
 
+@exercise
 def check_token_rewards(function: Callable[..., Tensor]) -> None:
     """Check `token_rewards(scores, ended, log_probs, ref_log_probs, mask, kl_coef, missing_end_penalty)`.
 
@@ -160,6 +162,7 @@ def _kl_loss(new, old, ref, mask, *, weight="sequence", detach=True, kind="k2", 
     return weights * (kinds[kind] if kind in kinds else torch.expm1(-total) + total)
 
 
+@exercise
 def check_kl_loss(function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> None:
     """Check `kl_loss(log_probs, old_log_probs, ref_log_probs, mask)` -> [B].
 
@@ -226,6 +229,7 @@ def _verdict(refuses: bool, harmful: bool) -> Verdict:
     return Verdict(1.0, 1.0, 1.0, 1.0, "neutral", refuses, None if harmful else refuses, True)
 
 
+@exercise
 def check_over_refusal(function: Callable[[list], Interval]) -> None:
     """Check `over_refusal(verdicts) -> Interval`: share of harmless requests refused, with Wilson's interval.
 

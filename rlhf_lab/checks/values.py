@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from rlhf_lab.checks.compare import compare, expect_data, odd_tensors, same_tensors
+from rlhf_lab.checks.compare import compare, exercise, expect_data, odd_tensors, same_tensors
 
 RANDOM_CASES = 30
 STATES, ACTIONS = 5, 3
@@ -37,6 +37,7 @@ def _with(q: Tensor, s: int, a: int, value) -> Tensor:
     return new
 
 
+@exercise
 def check_q_update(function: Callable[..., Tensor]) -> None:
     """Check `q_update(q [S, A], s, a, r, s_next, terminated, rate, gamma)` -> a new table [S, A].
 
@@ -105,6 +106,7 @@ def _law(q: Tensor, epsilon: float) -> Tensor:
     return (1 - epsilon) * best / best.sum() + epsilon / len(q)
 
 
+@exercise
 def check_epsilon_greedy(function: Callable[[Tensor, float], Tensor]) -> None:
     """Check `epsilon_greedy(q_values [A], epsilon)` -> [A]: probability of every action, equally good ones alike.
 
@@ -151,6 +153,7 @@ def _greedy_faults(q: Tensor, epsilon: float) -> dict[str, Callable[[], Tensor]]
 
 
 # -- double targets ---------------------------------------------------------------------------------------------------
+@exercise
 def check_double_target(function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> None:
     """Check `double_target(rewards [B], discounts [B], online [B, A], target [B, A])` -> [B], without gradient.
 
@@ -217,6 +220,7 @@ def _soft(q: Tensor, ref: Tensor, beta: float) -> Tensor:
     return beta * (ref.log() + q / beta).logsumexp(1)
 
 
+@exercise
 def check_soft_value(function: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     """Check `soft_value(q_values [S, A], ref_law [S, A], beta)` -> [S]: beta log sum over a of ref(a) exp(q(a) / beta).
 

@@ -11,7 +11,7 @@ from functools import partial
 from itertools import combinations, pairwise, product
 from random import Random
 
-from rlhf_lab.checks.compare import compare
+from rlhf_lab.checks.compare import compare, exercise
 
 RANDOM_CASES = 50
 Tiers = Sequence[Sequence[int]]
@@ -47,6 +47,7 @@ def _random_tiers(random: Random) -> list[list[int]]:
     return [order[a:b] for a, b in zip([0, *cuts], [*cuts, count], strict=True)]
 
 
+@exercise
 def check_pairs_of_ranking(function: Callable[[Tiers], Sequence[tuple[int, int]]]) -> None:
     """Check `pairs_of_ranking(tiers) -> [(better, worse), ...]`: replies of one tier form no pair.
 
@@ -83,6 +84,7 @@ def _agreement(scores: Sequence[float], pairs: Sequence[tuple[int, int]], tie: f
     return sum(points) / len(points)
 
 
+@exercise
 def check_agreement(function: Callable[[Sequence[float], Sequence[tuple[int, int]]], float]) -> None:
     """Check `agreement(scores, pairs)`: the share of pairs whose better reply has the higher score, a tie half.
 
@@ -116,6 +118,7 @@ def check_agreement(function: Callable[[Sequence[float], Sequence[tuple[int, int
 
 
 # -- win rate --------------------------------------------------------------------------------------------------------
+@exercise
 def check_win_rate(function: Callable[[Sequence[float], Sequence[float]], float]) -> None:
     """Check `win_rate(after, before)`: the share of prompts on which `after` is better, a tie counted half.
 
