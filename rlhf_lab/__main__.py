@@ -60,7 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     corpus.add_argument("--seed", type=int, default=0)
     corpus.set_defaults(run=_corpus)
     release = commands.add_parser("release", help="write the student version of the notebooks")
-    release.add_argument("--out", metavar="DIR", default="runs/student")
+    release.add_argument("--out", metavar="DIR", default="student", help="folder for the copies (student)")
+    release.add_argument("--force", action="store_true", help="replace copies that were changed since")
     release.set_defaults(run=_release)
     commands.add_parser("doctor", help="say what is installed and what works").set_defaults(run=_doctor)
     return parser
@@ -117,7 +118,7 @@ def _demo(options: argparse.Namespace) -> None:
     if summary.reward_model:
         print(_reward_line(summary.reward_model))
     for example in summary.examples:
-        print(f"\n{_shown(example.conversation[-1].content)}")
+        print("\n" + " / ".join(_shown(turn.content) for turn in example.conversation))
         for name, reply in example.replies.items():
             print(f"  {report.MODEL_NAMES[name]:5} {_shown(reply)}")
     print(f"\n{report.EXAMPLE_RULE}")
@@ -179,8 +180,14 @@ def _corpus(options: argparse.Namespace) -> None:
 def _release(options: argparse.Namespace) -> None:
     from rlhf_lab import course
 
-    written = course.release(ROOT / "notebooks", Path(options.out))
-    print(f"wrote {len(written)} notebooks without solutions to {options.out}")
+    out = Path(options.out)
+    written = course.release(ROOT / "notebooks", out, options.force)
+    same = len(list((ROOT / "notebooks").glob("*.ipynb"))) - len(written)
+    kept = f"; {same} were there already, unchanged" if same else ""
+    print(f"wrote {len(written)} notebooks without solutions to {out}{kept}")
+    data = out.resolve().parent / "data"
+    if not data.is_dir():
+        print(f"Some chapters read ../data, and there is no {data}: copy {ROOT / 'data'} to it.", file=sys.stderr)
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -194,7 +201,10 @@ def _doctor(options: argparse.Namespace) -> int:
         f"rlhf_lab {__version__}, Python {platform.python_version()}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}"
     )
-    print(f"{torch.get_num_threads()} threads; CUDA {'available' if torch.cuda.is_available() else 'not available'}")
+    threads = torch.get_num_threads()
+    print(
+        f"{threads} thread{'s' * (threads != 1)}; CUDA {'available' if torch.cuda.is_available() else 'not available'}"
+    )
     lm = load_language_model("tiny")
     print(f"the shipped model loads: {lm.model.num_parameters():,} parameters")
     return 0

@@ -125,7 +125,11 @@ def execute(path: str | Path, timeout: float = 300.0) -> NotebookNode:
 def write_notebook(path: str | Path, notebook: NotebookNode) -> None:
     """Validate a notebook and write it atomically, with one space of indentation and a newline at the end."""
     nbformat.validate(notebook)
-    write_text_atomic(Path(path), nbformat.writes(notebook, version=nbformat.NO_CONVERT) + "\n")
+    write_text_atomic(Path(path), _text(notebook))
+
+
+def _text(notebook: NotebookNode) -> str:
+    return nbformat.writes(notebook, version=nbformat.NO_CONVERT) + "\n"
 
 
 # ---- the student copy --------------------------------------------------------------------------------------
@@ -169,18 +173,20 @@ def _without_solution(source: str, position: int) -> str:
     return "\n".join(kept)
 
 
-def release(source: str | Path, target: str | Path) -> list[Path]:
-    """Write the student copy of every notebook of one folder into another.
+def release(source: str | Path, target: str | Path, force: bool = False) -> list[Path]:
+    """Write the student copy of every notebook of one folder into another, and lose nobody's work.
 
     Args:
         source: folder of the notebooks with solutions.
-        target: folder for the copies; made when missing.
+        target: folder for the copies; made when missing. The chapters read `../data`, seen from there.
+        force: replace copies that differ from what is written now.
 
     Returns:
-        The paths written, in the order of the chapters.
+        The paths written, in the order of the chapters; a copy that is there already is left alone.
 
     Raises:
-        ValueError: no notebook in the source, a target that is the source, or an unclosed solution.
+        ValueError: no notebook in the source, a target that is the source, an unclosed solution, or without
+            `force` a copy that differs. Nothing has been written then.
     """
     source, target = Path(source), Path(target)
     books = sorted(source.glob("*.ipynb"))
@@ -189,10 +195,19 @@ def release(source: str | Path, target: str | Path) -> list[Path]:
     if source.resolve() == target.resolve():
         raise ValueError(f"the copies would replace the notebooks in {source}; choose another target folder")
     copies = {target / book.name: student_release(nbformat.read(book, as_version=4)) for book in books}
+    there = {path for path in copies if path.exists()}
+    same = {path for path in there if path.read_text(encoding="utf-8", errors="replace") == _text(copies[path])}
+    if there - same and not force:
+        raise ValueError(
+            f"nothing was written, since this would replace {', '.join(map(str, sorted(there - same)))}: what is "
+            "there was worked on, or comes from another version of the course. Name another folder with --out, or "
+            "add --force to lose it"
+        )
     target.mkdir(parents=True, exist_ok=True)
-    for path, copy in copies.items():
-        write_notebook(path, copy)
-    return list(copies)
+    written = [path for path in copies if path not in same]
+    for path in written:
+        write_notebook(path, copies[path])
+    return written
 
 
 if __name__ == "__main__":

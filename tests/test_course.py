@@ -31,17 +31,13 @@ def outputs_of(*outputs):
 
 
 def test_metadata_is_one_kernelspec():
-    book = course.normalise(
-        notebook(widgets={"state": {}}, kernelspec={"name": "mine", "display_name": "x"}, colab={})
-    )
+    book = course.normalise(notebook(widgets={"state": {}}, kernelspec={"name": "mine", "display_name": "x"}, colab={}))
     assert book.metadata == course.KERNEL
 
 
 def test_cell_metadata_keeps_what_means_something():
     grading = {"grade": True, "solution": False}
-    cell = code(
-        "x", tags=["nbval-ignore-output"], nbgrader=grading, execution={"iopub": "12:01"}, scrolled=True
-    )
+    cell = code("x", tags=["nbval-ignore-output"], nbgrader=grading, execution={"iopub": "12:01"}, scrolled=True)
     kept = course.normalise(notebook(cell)).cells[0].metadata
     assert kept == {"tags": ["nbval-ignore-output"], "nbgrader": grading}
 
@@ -55,10 +51,7 @@ def test_counts_run_from_one_over_executed_cells():
 
 
 def test_streams_are_merged_and_stderr_goes():
-    out = [
-        new_output("stream", name=n, text=t)
-        for n, t in (("stdout", "a  \n"), ("stderr", "!"), ("stdout", "b"))
-    ]
+    out = [new_output("stream", name=n, text=t) for n, t in (("stdout", "a  \n"), ("stderr", "!"), ("stdout", "b"))]
     assert [(o.name, o.text) for o in outputs_of(*out)] == [("stdout", "a\nb")]
 
 
@@ -154,6 +147,64 @@ def test_release_refuses_to_overwrite_and_to_write_half(tmp_path):
     with pytest.raises(ValueError, match="never closed"):
         course.release(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_release_keeps_a_students_work(tmp_path):
+    """A changed copy stops the whole release; --force replaces it, and equal copies are left alone."""
+    source, target = tmp_path / "notebooks", tmp_path / "student"
+    source.mkdir()
+    for name in ("00_a.ipynb", "01_b.ipynb"):
+        course.write_notebook(source / name, notebook(code(EXERCISE)))
+    first, second = course.release(source, target)
+    fresh = {path: path.read_bytes() for path in (first, second)}
+    assert course.release(source, target) == []
+    work = first.read_text(encoding="utf-8").replace("your code here", "mine")
+    first.write_text(work, encoding="utf-8")
+    second.unlink()
+    with pytest.raises(ValueError, match=r"would replace .*00_a.ipynb: .*worked on.*another version.*--out.*--force"):
+        course.release(source, target)
+    assert first.read_text(encoding="utf-8") == work
+    assert not second.exists()
+    second.write_bytes(fresh[second])
+    inode = second.stat().st_ino
+    assert course.release(source, target, force=True) == [first]
+    assert first.read_bytes() == fresh[first]
+    assert second.stat().st_ino == inode
+
+
+def test_the_command_releases_to_where_the_data_are_found(tmp_path, monkeypatch, capsys):
+    """The default sits beside notebooks/, so ../data is the same folder; elsewhere there is a warning."""
+    from rlhf_lab import __main__ as commands
+
+    (tmp_path / "data").mkdir()
+    (tmp_path / "notebooks").mkdir()
+    course.write_notebook(tmp_path / "notebooks" / "00_a.ipynb", notebook(code(EXERCISE)))
+    monkeypatch.setattr(commands, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert commands.main(["release"]) == 0
+    copy = tmp_path / "student" / "00_a.ipynb"
+    assert copy.exists()
+    said = capsys.readouterr()
+    assert said.out == "wrote 1 notebooks without solutions to student\n"
+    assert said.err == ""
+    assert commands.main(["release"]) == 0
+    assert "1 were there already" in capsys.readouterr().out
+    assert commands.main(["release", "--out", "runs/student"]) == 0
+    assert f"there is no {tmp_path / 'runs' / 'data'}" in capsys.readouterr().err
+    copy.write_text("mine", encoding="utf-8")
+    assert commands.main(["release"]) == 1
+    assert "00_a.ipynb" in capsys.readouterr().err
+    assert copy.read_text(encoding="utf-8") == "mine"
+    assert commands.main(["release", "--force"]) == 0
+    assert copy.read_text(encoding="utf-8") != "mine"
+
+
+def test_copies_in_student_find_the_data_and_stay_out_of_the_repository():
+    from rlhf_lab.__main__ import _parser
+
+    student = ROOT / _parser().parse_args(["release"]).out
+    assert (student.parent / "data" / "results").is_dir()
+    assert f"{student.name}/" in (ROOT / ".gitignore").read_text(encoding="utf-8").split()
 
 
 # ---- a real kernel -----------------------------------------------------------------------------------------
