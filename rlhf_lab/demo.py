@@ -268,11 +268,12 @@ def run_demo(
         ValueError, OSError: bad input; one line with a remedy.
     """
     shop = Workshop(Path(out), device, precision)
-    base = load_language_model(config.model, device, precision)
-    task = file_task(config) if config.feedback else town_task(config)
-    encode_prompts(
-        base, [*task.prompts, *task.test_prompts], config.rlhf.max_new_tokens
-    )  # too long a prompt fails here
+    with taken_back_if_it_fails(shop.out):
+        base = load_language_model(config.model, device, precision)
+        task = file_task(config) if config.feedback else town_task(config)
+        encode_prompts(
+            base, [*task.prompts, *task.test_prompts], config.rlhf.max_new_tokens
+        )  # too long a prompt fails here
     with shop.stage("sft", f"1/5 SFT: imitate {len(task.demonstrations):,} demonstrations"):
         sft, _ = shop.trained(
             "sft", load_language_model, lambda file: fine_tune(base, task.demonstrations, config.sft, checkpoint=file)
@@ -396,3 +397,16 @@ def open_output(out: str | Path | None, config: DemoConfig, resume: bool) -> Pat
         )
     write_text_atomic(file, text)
     return Path(out)
+
+
+@contextmanager
+def taken_back_if_it_fails(out: Path) -> Iterator[None]:
+    """Remove a folder that holds nothing but config.json when the run fails before its first stage, so that a later
+    `--resume` does not take it for a run."""
+    try:
+        yield
+    except BaseException:
+        if [path.name for path in out.glob("*")] == ["config.json"]:
+            (out / "config.json").unlink()
+            out.rmdir()
+        raise

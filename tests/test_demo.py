@@ -81,6 +81,13 @@ def test_models_load_in_their_layout_and_feedback_says_that_it_is_simulated(fini
     assert all(ranking.simulated for ranking in rankings)
 
 
+def test_the_sample_shows_whole_conversations(tmp_path, capsys):
+    """A follow-up question means nothing without the turns before it, so they stand on its line."""
+    assert run("--out", tmp_path / "out", "--iterations", "1") == 0
+    followed = [line for line in capsys.readouterr().out.splitlines() if line.endswith(("where is it?", "close?"))]
+    assert any(line.count(" / ") >= 2 for line in followed), followed
+
+
 def test_the_report_is_one_file_without_a_script_or_an_address(finished):
     page = (finished / "report.html").read_text()
     assert "<script" not in page
@@ -282,6 +289,22 @@ def test_impossible_options_get_one_line_and_a_remedy(arguments, reason, tmp_pat
     errors = capsys.readouterr().err.strip()
     assert reason in errors
     assert "\n" not in errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_could_not_start_is_nothing_to_resume(tmp_path, monkeypatch, capsys):
+    """Plain `--resume` takes the newest run that began; a failure of a resumed run leaves what it had."""
+    monkeypatch.chdir(tmp_path)
+    file = write_feedback(tmp_path / "one.jsonl", ["a"])
+    for arguments in (["--size", "small"], ["--model", "no/such/model"], ["--feedback", file]):
+        assert run(*arguments) == 1
+    assert list(tmp_path.glob("runs/*")) == []
+    (begun := tmp_path / "out").mkdir()
+    for name in ("config.json", "sft.checkpoint"):
+        (begun / name).write_text("{}")
+    with pytest.raises(OSError, match="gone"), demo.taken_back_if_it_fails(begun):
+        raise OSError("gone")
+    assert len(list(begun.iterdir())) == 2
 
 
 def test_a_folder_that_cannot_be_written_is_said_before_anything_is_trained(tmp_path, monkeypatch, capsys):
