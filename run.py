@@ -2,11 +2,11 @@
 """Set up rlhf_lab and run it, with nothing but Python 3.11 or newer.
 
     python run.py lab          open JupyterLab on the notebooks
-    python run.py demo         base model -> SFT -> reward model -> RLHF in five minutes, with a report
+    python run.py demo         base model -> SFT -> reward model -> RLHF, about four minutes, with a report
     python run.py test         lint, unit tests, doctests, every notebook and the browser tests
     python run.py notebooks    compare every notebook with its stored outputs; --write stores new ones
     python run.py bench NAME   run benchmarks/NAME.py
-    python run.py release      write the student version of the notebooks
+    python run.py release      write the notebooks without solutions and outputs to student/
     python run.py pretrain | doctor    the other commands of `python -m rlhf_lab`
 
 What follows the command is passed on: `python run.py demo --seed 1`, `python run.py test -k gae`. The first
@@ -220,7 +220,9 @@ def ensure_environment(extra):
         advice = next((text for sign, text in ADVICE if re.search(sign, tail)), "The lines above say why.")
         sys.exit(f"{tail}\n\nThe installation did not finish (pip returned {status}).\n{advice}")
     write_stamp(digest, wanted)
-    say(f"Ready after {time.monotonic() - start:.0f} s; from now on this step takes no time.\n")
+    later = [f"`{name}`" for name, need in EXTRAS.items() if need not in wanted]
+    more = f" (the first use of {', '.join(later)} installs a little more)" if later else ""
+    say(f"Ready after {time.monotonic() - start:.0f} s; from now on this step takes no time{more}.\n")
 
 
 # ---- running -----------------------------------------------------------------------------------------------

@@ -185,6 +185,19 @@ def test_the_second_call_installs_nothing(empty):
     assert empty.asked[-1] == f"{ROOT}[bench,test]"
 
 
+def test_what_installs_more_later_is_said(empty, capsys):
+    empty.ensure_environment(None)
+    assert "takes no time (the first use of `test`, `notebooks`, `bench` installs a little more)." in said(capsys)
+    empty.ensure_environment("test")
+    assert "(the first use of `bench` installs" in said(capsys)
+    empty.ensure_environment("bench")
+    assert "takes no time.\n" in said(capsys)
+
+
+def said(capsys):
+    return capsys.readouterr().out
+
+
 @pytest.mark.parametrize("change", ["requirements", "no python", "damaged stamp"])
 def test_what_makes_it_install_again(empty, monkeypatch, change):
     empty.ensure_environment(None)
