@@ -37,6 +37,18 @@ def test_every_file_of_the_readme_exists():
         assert (ROOT / name).exists() or (ROOT / "rlhf_lab" / name).exists(), name
 
 
+def test_the_readme_names_every_chapter_that_the_chapters_cite():
+    """By number, written or being written, so that a reader who follows a citation finds what it is."""
+    section = README.split("## Notebooks")[1].split("## The house")[0]
+    books = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    named = set(re.findall(r"\b(\d\d) [a-zA-Z|]", section))
+    cited = {
+        number for book in books for number in re.findall(r"[Cc]hapters? (\d\d)", book.read_text(encoding="utf-8"))
+    }
+    assert {book.name[:2] for book in books} | cited <= named
+    assert {"07", "15"} <= named
+
+
 def test_every_option_of_the_readme_is_known():
     for line in re.findall(r"python run.py demo (--[^#\n]+)", README):
         _parser().parse_args(["demo", *line.split()])
