@@ -199,7 +199,7 @@ def find_model(source: str | Path) -> Path:
         found = [folder for folder in MODEL_FOLDERS[str(source)] if (folder / "config.json").is_file()]
         if not found:
             raise ModelError(
-                f"there is no {source} checkpoint yet; make it with: python -m rlhf_lab pretrain --size {source}"
+                f"there is no {source} checkpoint yet; make it with: python run.py pretrain --size {source}"
             )
         return found[0]
     folder = Path(os.path.expanduser(source))  # unlike Path.expanduser it lets a strange ~name be
