@@ -177,16 +177,21 @@ def masked_var(x: Tensor, mask: Tensor) -> Tensor:
 
     Chapter 05.
     """
-    shifted, count = _from_first(x, mask), int(mask.sum())
+    return _variance(_deviations(x, mask), mask)
+
+
+def _deviations(x: Tensor, mask: Tensor) -> Tensor:
+    """x minus its mean, 0 where mask is False; measured from the first entry, so that a constant has exactly 0."""
+    check_mask(x, mask)
+    from_first = torch.where(mask, x - x[mask][:1].detach().sum(), 0)
+    return torch.where(mask, from_first - from_first.sum() / mask.sum(), 0)
+
+
+def _variance(deviations: Tensor, mask: Tensor) -> Tensor:
+    count = int(mask.sum())
     if count < 2:
         raise ValueError(f"mask must have at least 2 True entries for a variance, got {count}")
-    return masked_sum((shifted - masked_mean(shifted, mask)).square(), mask) / (count - 1)
-
-
-def _from_first(x: Tensor, mask: Tensor) -> Tensor:
-    """x minus its first real entry, 0 where mask is False: rounding then keeps a constant at exactly 0."""
-    check_mask(x, mask)
-    return torch.where(mask, x - x[mask][:1].detach().sum(), 0)
+    return deviations.square().sum() / (count - 1)
 
 
 def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
@@ -214,6 +219,6 @@ def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
 
     Source: Huang et al. 2024, The N+ Implementation Details of RLHF with PPO. Chapter 05.
     """
-    variance, shifted = masked_var(x, mask), _from_first(x, mask)
-    whitened = (shifted - masked_mean(shifted, mask)) * torch.rsqrt(variance + 1e-8)
+    deviations = _deviations(x, mask)
+    whitened = deviations * torch.rsqrt(_variance(deviations, mask) + 1e-8)
     return torch.where(mask, whitened if shift_mean else whitened + masked_mean(x, mask), 0)
