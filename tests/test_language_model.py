@@ -370,7 +370,7 @@ def test_shipped_model_and_sizes():
 
 def test_a_size_that_was_not_made(monkeypatch, tmp_path):
     monkeypatch.setitem(language_model.MODEL_FOLDERS, "small", [tmp_path / "model-small"])
-    with pytest.raises(ModelError, match="python run.py pretrain --size small"):
+    with pytest.raises(ModelError, match=r"python run\.py pretrain --size small"):
         load_language_model("small")
     save_gpt2(tmp_path / "model-small")
     assert load_language_model("small").max_length == 256
