@@ -14,9 +14,7 @@ kept from run to run as long as the mutant is the same.
 
 import argparse
 import ast
-import csv
 import inspect
-import io
 import operator
 import os
 import shutil
@@ -24,10 +22,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rows import RESULTS as FOLDER, key_of, put_rows, read_rows
+from rows import RESULTS as FOLDER, key_of, put_rows, read_rows, write_rows
 from tqdm import tqdm
-
-from rlhf_lab.checkpoints import write_text_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, SURVIVORS = FOLDER / "mutation.csv", FOLDER / "mutation_survivors.csv"
@@ -147,11 +143,8 @@ def put_survivors(path: Path, module: str, rows: list[dict[str, str]]) -> None:
     before = read_rows(path)
     reasons = {name(row): row["reason"] for row in before}
     rows = [row | {"reason": reasons.get(name(row), "")} for row in rows]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [*IDENTITY, "reason"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(sorted([*(row for row in before if row["module"] != module), *rows], key=name))
-    write_text_atomic(path, text.getvalue())
+    others = [row for row in before if row["module"] != module]
+    write_rows(path, [*IDENTITY, "reason"], sorted([*others, *rows], key=name))
 
 
 def measure(module: str) -> None:

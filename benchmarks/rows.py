@@ -3,7 +3,7 @@
 import csv
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rlhf_lab.checkpoints import write_text_atomic
@@ -30,8 +30,13 @@ def put_rows(path: Path, rows: Sequence[dict], same: Sequence[str]) -> None:
     name = lambda row: tuple(int(row[n]) if row[n].isdigit() else row[n] for n in same)  # noqa: E731
     replaced = {name(row) for row in new}
     kept = [row for row in read_rows(path) if row.keys() == new[0].keys() and name(row) not in replaced]
+    write_rows(path, list(new[0]), sorted([*kept, *new], key=name))
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[dict[str, str]]) -> None:
+    """Make rows the whole of a CSV file, in one step."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(new[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(sorted([*kept, *new], key=name))
+    writer.writerows(rows)
     write_text_atomic(path, text.getvalue())

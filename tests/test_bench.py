@@ -1,13 +1,11 @@
 """The speed benchmark: what it compares with is the same computation, and it prints and saves what it says."""
 
 import csv
-import importlib.util
 import math
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+import rlhf as bench
 import torch
 
 from rlhf_lab.recipes.rlhf import RLHFConfig, train_rlhf
@@ -19,19 +17,6 @@ SMALL = RLHFConfig(
     iterations=2, prompts_per_iteration=8, minibatch_rows=3, micro_batch=2, max_new_tokens=6, epochs=2,
     learning_rate=3e-3, value_learning_rate=3e-3,
 )  # fmt: skip
-
-
-def load(name):
-    """A script of benchmarks/ as a module of another name, because recipes has an `rlhf` too."""
-    path = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"bench_{name}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-bench = load("rlhf")
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

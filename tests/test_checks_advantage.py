@@ -1,15 +1,12 @@
 """The checks of chapter 04 pass the solution and name the mistake that was made; its stored results are not stale."""
 
-import importlib.util
-from pathlib import Path
-
+import gae as study
 import pytest
 import torch
 
 from rlhf_lab import returns
 from rlhf_lab.checks import advantage as checks
 
-ROOT = Path(__file__).parents[1]
 CHECKS = [checks.check_td_errors, checks.check_gae, checks.check_n_step_advantage, checks.check_value_targets]
 
 
@@ -302,15 +299,7 @@ def test_value_targets_names_the_mistake(mistake, cause):
 
 
 # -- the stored results -----------------------------------------------------------------------------------------------
-@pytest.fixture(scope="module")
-def study():
-    spec = importlib.util.spec_from_file_location("gae_study", ROOT / "benchmarks" / "gae.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_stored_results_belong_to_this_script(study):
+def test_stored_results_belong_to_this_script():
     rows = study.read_rows(study.RESULTS)
     wanted = [(str(s), x, y) for s in range(study.SEEDS) for x in study.SIGMAS for y in study.LAMBDAS]
     assert [(row["seed"], float(row["sigma"]), float(row["lam"])) for row in rows] == wanted
@@ -318,7 +307,7 @@ def test_stored_results_belong_to_this_script(study):
         assert row["key"] == study.key(), f"compute seed {row['seed']} again with: python run.py bench gae"
 
 
-def test_a_stored_row_is_computed_again(study):
+def test_a_stored_row_is_computed_again():
     """The library may change without the script: two rows are measured anew."""
     rows = {(row["seed"], float(row["sigma"]), float(row["lam"])): row for row in study.read_rows(study.RESULTS)}
     mdp, logits, error = study.tower(study.FLOORS, study.ROOMS, 4)
@@ -329,7 +318,7 @@ def test_a_stored_row_is_computed_again(study):
             assert value == pytest.approx(float(rows["4", 1.0, lam][name]), rel=1e-4, abs=1e-9)
 
 
-def test_rows_of_a_seed_replace_the_old_ones(study, tmp_path):
+def test_rows_of_a_seed_replace_the_old_ones(tmp_path):
     path = tmp_path / "rows.csv"
     for seed, value in ((2, 0.5), (10, 0.25), (2, 0.75)):
         study.add_rows(path, [{"seed": seed, "lam": lam, "value": value} for lam in (0.0, 1.0)])
@@ -337,7 +326,7 @@ def test_rows_of_a_seed_replace_the_old_ones(study, tmp_path):
     assert rows == [("2", "0", "0.75"), ("2", "1", "0.75"), ("10", "0", "0.25"), ("10", "1", "0.25")]
 
 
-def test_every_episode_is_listed_once(study):
+def test_every_episode_is_listed_once():
     mdp, logits, _ = study.tower(3, 2, 0)
     states, actions, weights = study.all_episodes(mdp, logits.softmax(-1), 3)
     assert len({tuple(row) for row in torch.cat([states, actions], 1).tolist()}) == len(weights) == 4**2 * 2

@@ -1,8 +1,6 @@
 """The clinic of chapter 06: its healthy parts are exact, each repair passes, and each realistic mistake is named."""
 
-import importlib.util
-from pathlib import Path
-
+import dialogue
 import pytest
 import torch
 
@@ -11,11 +9,6 @@ from rlhf_lab.checks import bug_clinic as clinic
 from rlhf_lab.checks.bug_clinic import CASES, METHODS, Parts, grade, grade_method
 from rlhf_lab.returns import gae, leave_one_out_advantages
 from rlhf_lab.tensors import length_mask, masked_mean, masked_sum, masked_whiten
-
-ROOT = Path(__file__).parents[1]
-spec = importlib.util.spec_from_file_location("dialogue", ROOT / "benchmarks" / "dialogue.py")
-dialogue = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(dialogue)
 
 
 # -- the oracle is right -----------------------------------------------------------------------------------------------

@@ -1,19 +1,15 @@
 """Each check of chapter 03 passes the solution and fails on realistic mistakes; its stored results are not stale."""
 
 import csv
-import importlib.util
 import math
-import sys
 from dataclasses import replace
-from pathlib import Path
 
+import dqn as bench
 import pytest
 import torch
 from torch.nn.functional import one_hot
 
 from rlhf_lab.checks.values import check_double_target, check_epsilon_greedy, check_q_update, check_soft_value
-
-ROOT = Path(__file__).parents[1]
 
 
 def q_update(q, s, a, r, s_next, terminated, rate, gamma):
@@ -282,18 +278,6 @@ def test_unfinished_exercise_says_so():
 
 
 # -- the stored results of the chapter --------------------------------------------------------------------------------
-def load_bench():
-    """benchmarks/dqn.py under another name, because recipes has a `dqn` too."""
-    spec = importlib.util.spec_from_file_location("bench_dqn", ROOT / "benchmarks" / "dqn.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-bench = load_bench()
-
-
 def test_stored_results_belong_to_this_script_and_config():
     rows = bench.read_rows(bench.RESULTS)
     for row in rows:

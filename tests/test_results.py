@@ -1,19 +1,16 @@
 """Stored results are not stale: each row carries the key of the script, configs and model that made it."""
 
 import csv
-import importlib.util
 from pathlib import Path
 from statistics import median
 
 import control
 import pytest
+import study
 
 from rlhf_lab import evaluation
 
 ROOT = Path(__file__).parents[1]
-spec = importlib.util.spec_from_file_location("study", ROOT / "benchmarks" / "study.py")
-study = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(study)
 
 
 @pytest.mark.parametrize("name", ["rlhf_seeds.csv", "feedback_tone.csv"])
