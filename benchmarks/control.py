@@ -9,15 +9,12 @@ seeds 100 and above. The comparison gives both sides the same network, settings,
 runs (ours, theirs, ours, ...), and prints ratios, because the machine is noisy.
 """
 
-import argparse
-import inspect
-import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
-from rows import RESULTS, key_of, put_rows, read_rows
+from rows import RESULTS, Arm, compute, numbers_of, options
 
 from rlhf_lab.episodes import play
 from rlhf_lab.policies import greedy
@@ -36,18 +33,30 @@ EPISODES, FRESH, SOLVED = 100, 10_000, 475.0
 SPEED = PPOConfig(total_steps=100_000, environments=8, steps=128, minibatch=256, epochs=10, final_fraction=1.0)
 
 
-def key(task: str) -> str:
-    """What the rows of a task depend on."""
-    return key_of(inspect.getsource(run), EPISODES, FRESH, asdict(TASKS[task][0]))
-
-
 def run(task: str, seed: int) -> dict:
     """One training run and what its final policy earns."""
     start = time.perf_counter()
-    result = ppo(task, replace(TASKS[task][0], seed=seed))
-    seconds = time.perf_counter() - start
-    returns = play(task, greedy(result.policy), EPISODES, FRESH + seed)
-    return {"mean_return": float(np.mean(returns)), "worst_return": float(np.min(returns)), "seconds": seconds}
+    policy = ppo(task, replace(TASKS[task][0], seed=seed)).policy
+    return judged(task, policy, EPISODES, seed) | {"seconds": time.perf_counter() - start}
+
+
+def judged(task: str, policy, episodes: int, seed: int) -> dict[str, float]:
+    """What a policy earns, greedily, in fresh episodes."""
+    returns = play(task, greedy(policy), episodes, FRESH + seed)
+    return {"mean_return": float(np.mean(returns)), "worst_return": float(np.min(returns))}
+
+
+def probe(task: str) -> dict[str, float]:
+    """Two iterations and what they logged."""
+    config = TASKS[task][0]
+    result = ppo(task, replace(config, total_steps=2 * config.environments * config.steps))
+    return numbers_of(result.history) | judged(task, result.policy, 2, 0)
+
+
+def arm(task: str) -> Arm:
+    config, count = TASKS[task]
+    settings = {"config": config, "episodes": EPISODES, "fresh": FRESH}
+    return Arm({"task": task}, settings, range(count), lambda seed: [run(task, seed)], lambda: probe(task))
 
 
 # -- speed ------------------------------------------------------------------------------------------------------------
@@ -116,29 +125,16 @@ def compare(pairs: int) -> None:
     print(f"steps per second, ours / theirs: median {middle:.2f}, quartiles {low:.2f} to {high:.2f}, {pairs} pairs")
 
 
-def main() -> None:
-    """Compute what is missing, or compare."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def arguments(parser) -> None:
     parser.add_argument("--tasks", choices=list(TASKS), nargs="+", default=list(TASKS))
-    parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--speed", action="store_true")
     parser.add_argument("--pairs", type=int, default=5)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    if options.speed:
-        compare(options.pairs)
-        return
-    for task in options.tasks:
-        for seed in options.seeds or range(TASKS[task][1]):
-            wanted = {"task": task, "seed": str(seed), "key": key(task)}
-            if any(wanted.items() <= row.items() for row in read_rows(PATH)):
-                print(f"{task}, seed {seed}: there already", file=sys.stderr)
-                continue
-            row = run(task, seed)
-            if seed < 100:  # seeds from 100 on are for choosing settings
-                put_rows(PATH, [{"key": key(task), "task": task, "seed": seed} | row], ("task", "seed"))
-            print(f"{task}, seed {seed}: " + ", ".join(f"{n} {v:.1f}" for n, v in row.items()), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    chosen = options(__doc__, arguments)
+    torch.set_num_threads(1)
+    if chosen.speed:
+        compare(chosen.pairs)
+    else:
+        compute(PATH, [arm(task) for task in chosen.tasks], chosen.seeds, chosen.dry_run)

@@ -4,17 +4,11 @@
     python run.py bench dialogue --seeds 0 1       those seeds
 
 A rung of the ladder has one repair more than the rung below it; rung 0 is the agent as it is, the last one has all six.
-On top of it come six rungs with all repairs but one. Each row carries a key of this script and of the agent's code; a
-row with another key is computed again. One core, some ten seconds a row.
+On top of it come six rungs with all repairs but one. One core, some ten seconds a row.
 """
 
-import argparse
-import inspect
-import sys
-from pathlib import Path
-
 import torch
-from rows import RESULTS as FOLDER, key_of, put_rows, read_rows
+from rows import RESULTS as FOLDER, Arm, compute, numbers_of, options
 
 from rlhf_lab.checks import bug_clinic as clinic
 
@@ -26,35 +20,27 @@ RUNGS |= {f"without {left_out}": tuple(name for name in NAMES if name != left_ou
 SETTING = clinic.DIALOGUE
 
 
-def key() -> str:
-    """What the results depend on, as a short hash."""
-    methods = [method for repair in clinic.REPAIRS.values() for method in repair.values()]
-    code = (clinic.TutorialPPO, clinic.train_agent, clinic.share_of_optimum, *methods)
-    return key_of(Path(__file__), [inspect.getsource(each) for each in code], SETTING, RUNGS)
-
-
-def run(rung: str, seed: int) -> dict[str, float | str]:
+def run(rung: str, seed: int) -> dict[str, float]:
     """One agent, trained and measured."""
     training = clinic.train_agent(clinic.with_repairs(*RUNGS[rung]), seed, **SETTING)
-    row = {"rung": rung, "seed": seed, "share": training.share, "held_out": training.held_out}
+    row = {"share": training.share, "held_out": training.held_out}
     return row | {name: training.history.last(name) for name in ("entropy", "clip_fraction", "explained_variance")}
 
 
-def main() -> None:
-    """Compute what is missing, one rung after the other."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    for rung in RUNGS:
-        for seed in options.seeds or range(SEEDS):
-            if any((r["rung"], r["seed"], r["key"]) == (rung, str(seed), key()) for r in read_rows(RESULTS)):
-                print(f"{rung}, seed {seed}: there already", file=sys.stderr)
-                continue
-            row = run(rung, seed)
-            put_rows(RESULTS, [{"key": key()} | row], ("rung", "seed"))
-            print(row, flush=True)
+def probe(rung: str) -> dict[str, float]:
+    """Two iterations and what they logged."""
+    training = clinic.train_agent(
+        clinic.with_repairs(*RUNGS[rung]), seed=0, **SETTING | {"iterations": 2, "visitors": 20}
+    )
+    return numbers_of(training.history) | {"share": training.share, "held_out": training.held_out}
+
+
+def arm(rung: str) -> Arm:
+    settings = {"setting": SETTING, "repairs": RUNGS[rung]}
+    return Arm({"rung": rung}, settings, range(SEEDS), lambda seed: [run(rung, seed)], lambda: probe(rung))
 
 
 if __name__ == "__main__":
-    main()
+    chosen = options(__doc__)
+    torch.set_num_threads(1)
+    compute(RESULTS, [arm(rung) for rung in RUNGS], chosen.seeds, chosen.dry_run)

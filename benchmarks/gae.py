@@ -4,16 +4,11 @@
     python run.py bench gae --seeds 0 1       those seeds
 
 A seed draws a process, a policy and an error of the value function. Nothing is sampled after that: all 32,768 episodes
-are listed, so bias and variance are exact. Each row carries a key of this script, and a row with another key is
-computed again. One core, some three seconds a seed.
+are listed, so bias and variance are exact. One core, some three seconds a seed.
 """
 
-import argparse
-import sys
-from pathlib import Path
-
 import torch
-from rows import RESULTS as FOLDER, key_of, put_rows, read_rows
+from rows import RESULTS as FOLDER, Arm, compute, flatten, options
 from torch import Tensor
 
 from rlhf_lab.checkpoints import generator_for
@@ -24,11 +19,6 @@ RESULTS = FOLDER / "gae_lambda.csv"
 FLOORS, ROOMS, SEEDS = 8, 3, 30
 SIGMAS = (0.0, 0.5, 1.0)  # standard deviation of the value error in each state, in units of a reward's
 LAMBDAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
-
-
-def key() -> str:
-    """What the results depend on, as a short hash."""
-    return key_of(Path(__file__))
 
 
 # -- a process in which every episode can be listed -------------------------------------------------------------------
@@ -112,30 +102,16 @@ def seed_rows(seed: int, floors: int = FLOORS) -> list[dict[str, float]]:
     mdp, logits, error = tower(floors, ROOMS, seed)
     exact = policy_evaluation(mdp, logits.softmax(-1))
     return [
-        {"seed": seed, "sigma": sigma, "lam": lam} | measure(mdp, logits, exact + sigma * error, floors, lam)
+        {"sigma": sigma, "lam": lam} | measure(mdp, logits, exact + sigma * error, floors, lam)
         for sigma in SIGMAS
         for lam in LAMBDAS
     ]
 
 
-def add_rows(path: Path, rows: list[dict]) -> None:
-    """Put the rows of one seed into the file, in the place of old ones of that seed."""
-    put_rows(path, [{"key": key()} | row for row in rows], ("seed",))
-
-
-def main() -> None:
-    """Compute what is missing, one seed after the other."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    for seed in options.seeds or range(SEEDS):
-        if any(row["seed"] == str(seed) and row["key"] == key() for row in read_rows(RESULTS)):
-            print(f"seed {seed}: there already", file=sys.stderr)
-            continue
-        add_rows(RESULTS, seed_rows(seed))
-        print(f"seed {seed}: stored", flush=True)
-
+SETTINGS = {"floors": FLOORS, "rooms": ROOMS, "sigmas": SIGMAS, "lambdas": LAMBDAS}
+ARM = Arm({}, SETTINGS, range(SEEDS), seed_rows, lambda: dict(flatten(seed_rows(0, floors=3), "sigma", "lam")))
 
 if __name__ == "__main__":
-    main()
+    chosen = options(__doc__)
+    torch.set_num_threads(1)
+    compute(RESULTS, [ARM], chosen.seeds, chosen.dry_run)

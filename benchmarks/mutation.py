@@ -14,6 +14,7 @@ kept from run to run as long as the mutant is the same.
 
 import argparse
 import ast
+import hashlib
 import inspect
 import operator
 import os
@@ -22,7 +23,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rows import RESULTS as FOLDER, key_of, put_rows, read_rows, write_rows
+from rows import RESULTS as FOLDER, put_rows, read_rows, write_rows
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,7 +54,13 @@ def tests() -> list[Path]:
 
 
 class Mathematics(ast.NodeTransformer):
-    """Leaves out of a module what is not mutated: docstrings and what is raised."""
+    """Leaves out of a module what is not mutated: imports, docstrings and what is raised."""
+
+    def visit_Import(self, node: ast.Import) -> None:
+        return None
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        return None
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         return None if isinstance(node.value, ast.Constant) else self.generic_visit(node)
@@ -62,8 +69,16 @@ class Mathematics(ast.NodeTransformer):
         return ast.Pass()
 
 
+def key_of(*parts: object) -> str:
+    """A short hash: files by their bytes, everything else by its repr."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.read_bytes() if isinstance(part, Path) else repr(part).encode())
+    return digest.hexdigest()[:16]
+
+
 def key(module: str) -> str:
-    """What the result of a module depends on, as a short hash: its code, without words and comments."""
+    """What the result of a module depends on, as a short hash: its code, without imports, words and comments."""
     tree = ast.parse((ROOT / "rlhf_lab" / f"{module}.py").read_text())
     return key_of(ast.dump(Mathematics().visit(tree)), inspect.getsource(mutable), SETTINGS)
 

@@ -9,23 +9,18 @@ tour    the same world, by REINFORCE, actor-critic and PPO; score as in `leash`
 acrobot PPO on Acrobot-v1; score: greedy return, mean of 20 episodes
 The parts `leash tuning` and `tour tuning` are the runs on seeds 100 to 102 by which the settings of the first two were
 chosen, with as many candidates for every arm that has one to choose. One core, some ten minutes in all.
-Each row carries a key of the code and the settings of its run, and a row with another key is computed again.
 """
 
-import argparse
-import inspect
 import math
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 import numpy as np
 import torch
-from rows import RESULTS as FOLDER, key_of, put_rows, read_rows
+from rows import RESULTS as FOLDER, Arm, compute, flatten, options
 
 from rlhf_lab.checkpoints import generator_for
 from rlhf_lab.envs import TabularEnv, token_world_mdp
@@ -36,7 +31,6 @@ from rlhf_lab.recipes.ppo import PPOConfig, ppo
 from rlhf_lab.recipes.reinforce import ReinforceConfig, reinforce
 
 RESULTS = FOLDER / "ppo_ablation.csv"
-SAME = ("part", "arm", "seed")  # what names a run
 LOGGED = ("approx_kl", "entropy", "clip_fraction")
 
 # -- acrobot ----------------------------------------------------------------------------------------------------------
@@ -121,18 +115,12 @@ class Part:
     arms: dict[str, ReinforceConfig | PPOConfig]
     seeds: range
     run: Callable[[str, ReinforceConfig | PPOConfig], list[dict]]
-    code: tuple[Callable, ...]  # on which the rows depend
-
-
-def on_task(arm: str, config: PPOConfig) -> list[dict]:
-    return control(arm, config)
 
 
 def in_world(arm: str, config: ReinforceConfig | PPOConfig) -> list[dict]:
     return tour(config)
 
 
-CONTROL, TOUR = (control, looks), (tour, looks, world_and_reference, law_of)
 CLIPS, PENALTIES = (0.05, 0.1, 0.2, 0.3), (0.3, 1.0, 3.0, 10.0)  # candidates for the world
 CLIP, PENALTY = 0.05, 3.0  # the best of them on the tuning seeds
 CANDIDATES = {f"clip {e:g}": leashed(clip_epsilon=e) for e in CLIPS}
@@ -145,45 +133,40 @@ LEASHES = {
 TOURS = {name: algorithm(name, rate) for name, rate in RATE.items()}
 TOUR_CANDIDATES = {f"{name} {rate:g}": algorithm(name, rate) for name in RATE for rate in RATES}
 PARTS = {
-    "leash tuning": Part(CANDIDATES, range(100, 103), in_world, TOUR),
-    "tour tuning": Part(TOUR_CANDIDATES, range(100, 103), in_world, TOUR),
-    "leash": Part(LEASHES, range(10), in_world, TOUR),
-    "tour": Part(TOURS, range(10), in_world, TOUR),
-    "acrobot": Part({"Acrobot-v1": ACROBOT}, range(5), on_task, CONTROL),
+    "leash tuning": Part(CANDIDATES, range(100, 103), in_world),
+    "tour tuning": Part(TOUR_CANDIDATES, range(100, 103), in_world),
+    "leash": Part(LEASHES, range(10), in_world),
+    "tour": Part(TOURS, range(10), in_world),
+    "acrobot": Part({"Acrobot-v1": ACROBOT}, range(5), control),
 }
 
 
-def key(part: str, arm: str) -> str:
-    """What the results of an arm depend on, as a short hash: the code of its part and its settings."""
-    of = PARTS[part]
-    sources = [inspect.getsource(function) for function in (of.run, *of.code)]
-    return key_of([sources, of.arms[arm], KL_COEF])
+def probe(part: Part, arm: str) -> dict[str, float]:
+    """Two iterations, each looked at."""
+    config = part.arms[arm]
+    if isinstance(config, PPOConfig):
+        short = replace(config, total_steps=2 * config.environments * config.steps, evaluate_every=1)
+    else:
+        short = replace(config, iterations=2, evaluate_every=1)
+    return dict(flatten(part.run(arm, short), "step"))
 
 
-def add_rows(path: Path, rows: list[dict]) -> None:
-    """Put the rows of one run into the file, in the place of old ones of that run."""
-    put_rows(path, rows, SAME)
-
-
-def main() -> None:
-    """Compute what is missing, one run after the other."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--part", choices=tuple(PARTS))
-    parser.add_argument("--seeds", type=int, nargs="+")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    for name in [options.part] if options.part else PARTS:
-        part, there = PARTS[name], {(row["key"], *(row[n] for n in SAME)) for row in read_rows(RESULTS)}
-        for seed in options.seeds or part.seeds:
-            for arm, config in part.arms.items():
-                if (key(name, arm), name, arm, str(seed)) in there:
-                    print(f"{name}, {arm}, seed {seed}: there already", file=sys.stderr)
-                    continue
-                rows = part.run(arm, replace(config, seed=seed))
-                run = {"key": key(name, arm), "part": name, "arm": arm, "seed": seed}
-                add_rows(RESULTS, [run | row for row in rows])
-                print(f"{name}, {arm}, seed {seed}: {rows[-1]['score']:.3f}", flush=True)
+def arms(parts: list[str]) -> list[Arm]:
+    """What the parts compute."""
+    return [
+        Arm(
+            {"part": name, "arm": arm},
+            {"config": config, "world's kl_coef": KL_COEF},
+            PARTS[name].seeds,
+            lambda seed, part=PARTS[name], arm=arm, config=config: part.run(arm, replace(config, seed=seed)),
+            lambda part=PARTS[name], arm=arm: probe(part, arm),
+        )
+        for name in parts
+        for arm, config in PARTS[name].arms.items()
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    chosen = options(__doc__, lambda parser: parser.add_argument("--part", choices=tuple(PARTS)))
+    torch.set_num_threads(1)
+    compute(RESULTS, arms([chosen.part] if chosen.part else list(PARTS)), chosen.seeds, chosen.dry_run)

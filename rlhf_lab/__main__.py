@@ -42,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--prompts", type=int, default=96, help="replies in one PPO iteration (96)")
     demo.add_argument("--sft-steps", type=int, default=100, help="steps of supervised fine-tuning (100)")
     demo.add_argument("--evaluation-prompts", type=int, default=480, help="held-out prompts of the evaluation (480)")
+    demo.add_argument("--texts", type=int, default=300, help="held-out documents for each perplexity (300)")
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--out", metavar="DIR", help="folder for models, metrics.json and report.html (runs/demo-N)")
     demo.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
@@ -100,6 +101,7 @@ def _demo(options: argparse.Namespace) -> None:
         feedback=options.feedback,
         labels=options.labels,
         evaluation_prompts=options.evaluation_prompts,
+        texts=options.texts,
         seed=options.seed,
         sft=SFTConfig(seed=options.seed, steps=options.sft_steps, **scale),
         reward=RewardConfig(seed=options.seed, **scale),

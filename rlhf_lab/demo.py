@@ -24,7 +24,6 @@ from rlhf_lab.rollouts import sample_responses
 
 RATER = town.CAREFUL
 HELD_OUT_SHARE = 0.1  # of the prompts in a feedback file: they test the reward model and the three models
-TEXTS = 300  # held-out documents for each perplexity
 TRACKED_PROMPTS = 96  # held-out prompts that are looked at while PPO runs
 
 
@@ -48,6 +47,7 @@ class DemoConfig:
         replies: in a ranking, 2 to 8.
         demonstrations: for SFT, at least 1.
         evaluation_prompts: held-out prompts of the final evaluation, at least 8.
+        texts: held-out documents for each perplexity, at least 1.
         seed: of everything; the recipes' own seeds are set to it.
         sft, reward, rlhf: the recipes' configs.
     """
@@ -59,13 +59,14 @@ class DemoConfig:
     replies: int = 4
     demonstrations: int = 4000
     evaluation_prompts: int = 480
+    texts: int = 300
     seed: int = 0
     sft: SFTConfig = field(default_factory=SFTConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     rlhf: RLHFConfig = field(default_factory=RLHFConfig)
 
     def __post_init__(self) -> None:
-        low = {"labels": 20, "test_labels": 1, "demonstrations": 1, "evaluation_prompts": 8}
+        low = {"labels": 20, "test_labels": 1, "demonstrations": 1, "evaluation_prompts": 8, "texts": 1}
         for name, least in low.items():
             require(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")
         require(2 <= self.replies <= 8, "replies", self.replies, "2 to 8")
@@ -327,7 +328,7 @@ def evaluate_models(
     models: dict[str, LanguageModel], task: Task, rm: RewardModel, config: DemoConfig
 ) -> tuple[dict, dict]:
     """(reports, rollouts) of all models on the same prompts with the same random numbers."""
-    texts = {f"{kind}_texts": town.documents(TEXTS, seed=config.seed + 77_000, author=author)
+    texts = {f"{kind}_texts": town.documents(config.texts, seed=config.seed + 77_000, author=author)
              for kind, author in (("good", town.GOOD), ("bad", town.BAD))}  # fmt: skip
     pairs = {
         name: evaluation.evaluate_model(

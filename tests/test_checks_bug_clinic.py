@@ -1,6 +1,5 @@
 """The clinic of chapter 06: its healthy parts are exact, each repair passes, and each realistic mistake is named."""
 
-import dialogue
 import pytest
 import torch
 
@@ -355,8 +354,3 @@ def test_slip_fails_and_is_named(name):
 
 def test_leave_one_out_is_the_cure_of_the_group():
     assert CASES["O"].cure is leave_one_out_advantages
-
-
-def test_stored_dialogue_results_belong_to_this_script():
-    for row in dialogue.read_rows(dialogue.RESULTS):
-        assert row["key"] == dialogue.key(), f"compute seed {row['seed']} again: python run.py bench dialogue"

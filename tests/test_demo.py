@@ -232,11 +232,11 @@ def test_a_larger_size_is_made_by_the_command_that_the_error_names(tmp_path, mon
     without bf16 units can bear."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(commands, "DOCUMENTS", 300)
-    monkeypatch.setattr(demo, "TEXTS", 8)
     monkeypatch.setattr(demo, "TRACKED_PROMPTS", 4)
     monkeypatch.setitem(SIZES, "small", {"n_layer": 3, "n_embd": 96, "n_head": 3})
     assert main(["pretrain", "--size", "small", "--steps", "1"]) == 0
-    few = ["--iterations", "1", "--prompts", "4", "--sft-steps", "1", "--evaluation-prompts", "8", "--out", "out"]
+    few = ["--iterations", "1", "--prompts", "4", "--sft-steps", "1", "--evaluation-prompts", "8", "--texts", "8"]
+    few += ["--out", "out"]
     assert run("--size", "small", "--precision", "bfloat16", *few) == 0
     assert metrics("out")["config"]["model"] == "small"
     assert metrics("out")["models"]["rlhf"]["true_reward"] is not None

@@ -1,22 +1,13 @@
-"""Stored results are not stale: each row carries the key of the script, configs and model that made it."""
+"""What the stored results say, and the setups by which stale ones are found."""
 
-import csv
-from pathlib import Path
+from dataclasses import replace
 from statistics import median
 
 import control
-import pytest
 import study
+from rows import Arm, compute, put_rows, read_rows, read_setups, stale
 
 from rlhf_lab import evaluation
-
-ROOT = Path(__file__).parents[1]
-
-
-@pytest.mark.parametrize("name", ["rlhf_seeds.csv", "feedback_tone.csv"])
-def test_stored_results_belong_to_this_script_config_and_model(name):
-    for row in study.read_rows(ROOT / "data" / "results" / name):
-        assert row["key"] == study.key(), f"{name}: compute seed {row['seed']} again with: python run.py bench study"
 
 
 def column(rows, name):
@@ -24,7 +15,7 @@ def column(rows, name):
 
 
 def test_the_study_shows_what_the_chapters_say():
-    rows = study.read_rows(study.RESULTS / "rlhf_seeds.csv")
+    rows = read_rows(study.SEEDS)
     base, sft, rlhf, oracle = (column(rows, f"reward_{model}") for model in ("base", "sft", "rlhf", "oracle"))
     assert len(rows) >= 10
     assert evaluation.paired_difference(sft, base).low > 0
@@ -42,7 +33,7 @@ def test_the_study_shows_what_the_chapters_say():
 
 
 def test_preferences_for_a_tone_change_the_tone():
-    rows = study.read_rows(study.RESULTS / "feedback_tone.csv")
+    rows = read_rows(study.TONE)
     assert {(row["seed"], row["taste"]) for row in rows} >= {(s, t) for s in "012" for t in ("ruder", "politer")}
     for taste, holds in (("ruder", lambda after, before: after >= 2 * before), ("politer", lambda a, b: a <= b / 2)):
         mine = [row for row in rows if row["taste"] == taste]
@@ -52,41 +43,12 @@ def test_preferences_for_a_tone_change_the_tone():
 
 
 def test_final_policies_solve_the_control_tasks():
-    rows = control.read_rows(control.PATH)
+    rows = read_rows(control.PATH)
     returns = {task: column([row for row in rows if row["task"] == task], "mean_return") for task in control.TASKS}
-    assert all(row["key"] == control.key(row["task"]) for row in rows)
     assert {task: len(each) for task, each in returns.items()} == {t: n for t, (_, n) in control.TASKS.items()}
     assert sum(each >= 475 for each in returns["CartPole-v1"]) >= 9
     assert median(returns["Acrobot-v1"]) >= -100
     assert median(returns["Pendulum-v1"]) >= -300
-
-
-def test_rows_of_a_run_replace_their_own(tmp_path):
-    path = tmp_path / "rows.csv"
-    for value, seeds in ((0.5, (2, 10)), (0.25, (2,))):
-        control.put_rows(path, [{"seed": seed, "value": value} for seed in seeds], ["seed"])
-    assert control.read_rows(path) == [{"seed": "2", "value": "0.25"}, {"seed": "10", "value": "0.5"}]
-    assert control.key_of(path, 1) != control.key_of(path, 2)
-
-
-def test_the_key_changes_with_the_config_and_the_script(monkeypatch, tmp_path):
-    before = study.key()
-    monkeypatch.setattr(study, "RLHF", study.RLHFConfig(iterations=101))
-    assert study.key() != before
-    monkeypatch.undo()
-    other = tmp_path / "study.py"
-    other.write_text("# another script")
-    monkeypatch.setattr(study, "__file__", str(other))
-    assert study.key() != before
-
-
-def test_a_row_replaces_the_one_of_its_seed_and_keeps_the_others(tmp_path):
-    path = tmp_path / "rows.csv"
-    for seed, value in ((2, 0.5), (0, 0.25), (2, 0.75)):
-        study.add_row(path, {"key": "k", "seed": seed, "value": value}, ("seed",))
-    with open(path) as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["seed"], row["value"]) for row in rows] == [("0", "0.25"), ("2", "0.75")]
 
 
 def test_the_truth_is_in_the_scale_of_the_rankings():
@@ -111,3 +73,54 @@ def test_the_truth_is_in_the_scale_of_the_rankings():
     scores = study.standardised_truth(rankings)(rollout)
     assert abs(float(scores.mean())) < 1e-5
     assert abs(float(scores.std()) - 1) < 1e-5
+
+
+# -- stale rows -------------------------------------------------------------------------------------------------------
+def arm(config=3, slope=2.0, seeds=range(2), done=None):
+    """A study of a line; `done` collects the seeds that are computed."""
+    return Arm(
+        {"task": "line"}, {"config": config}, seeds,
+        lambda seed: (done.append(seed) if done is not None else None) or [{"step": 0, "y": slope * seed}],
+        lambda: {"y": slope},
+    )  # fmt: skip
+
+
+def test_a_study_computes_what_is_missing_or_stale_and_nothing_else(tmp_path):
+    path, done = tmp_path / "x.csv", []
+    compute(path, [arm(done=done)], dry_run=True)
+    assert not path.exists()
+    assert done == []
+    assert len(stale(path, arm())) == 2
+    compute(path, [arm(done=done)], seeds=[1])
+    compute(path, [arm(done=done)])
+    assert done == [1, 0]
+    assert [(row["task"], row["seed"], row["y"]) for row in read_rows(path)] == [("line", "0", "0"), ("line", "1", "2")]
+    assert stale(path, arm()) == []
+    assert stale(path, arm(slope=2.0 * (1 + 5e-4))) == []  # rounding of another machine
+    assert len(stale(path, arm(config=4))) == len(stale(path, arm(slope=2.01))) == 2
+    compute(path, [arm(slope=2.01, done=done)], seeds=[0])
+    assert len(read_setups(path)) == 2
+    assert len(stale(path, arm())) == 1  # seed 0 is of the new code now
+    assert stale(path, arm(slope=2.01)) == ["x.csv line: seed 1 is stale"]
+    compute(path, [arm(slope=2.01, done=done)])
+    assert done == [1, 0, 0, 1]
+    assert len(read_setups(path)) == 1
+
+
+def test_a_probe_that_gained_a_number_or_is_not_a_number_is_compared(tmp_path):
+    path, nan = tmp_path / "x.csv", float("nan")
+    numbers = {"a": nan}
+    one = replace(arm(seeds=[0]), probe=lambda: numbers)
+    compute(path, [one])
+    assert stale(path, one) == []
+    numbers["a"] = 0.0
+    assert len(stale(path, one)) == 1
+    numbers |= {"a": nan, "b": 1.0}
+    assert len(stale(path, one)) == 1
+
+
+def test_rows_of_a_run_replace_their_own(tmp_path):
+    path = tmp_path / "rows.csv"
+    for value, seeds in ((0.5, (2, 10)), (0.25, (2,))):
+        put_rows(path, [{"seed": seed, "value": value} for seed in seeds], ["seed"])
+    assert read_rows(path) == [{"seed": "2", "value": "0.25"}, {"seed": "10", "value": "0.5"}]

@@ -1354,12 +1354,18 @@ class Training:
 
 
 def train_agent(
-    agent: type[TutorialPPO], seed: int = 0, iterations: int = 10, environments: int = 32, steps: int = 32, **env
+    agent: type[TutorialPPO],
+    seed: int = 0,
+    iterations: int = 10,
+    environments: int = 32,
+    steps: int = 32,
+    visitors: int = 200,
+    **env,
 ) -> Training:
     """Collect, learn, again; then greedy against the enumerated optimum.
 
     Args:
-        agent: the class. env: what `DialogueEnv` takes.
+        agent: the class. visitors: who judge it. env: what `DialogueEnv` takes.
     """
     envs = make_envs(lambda: DialogueEnv(**env), environments, seed)
     learner = agent(envs[0].vocabulary, int(envs[0].action_space.n), seed)
@@ -1369,7 +1375,7 @@ def train_agent(
         earned = {"return": episodes.mean_return}
         history.add(step=(i + 1) * environments * steps, **earned, **learner.learn(episodes))
     act = greedy(learner.policy)
-    share, held_out = (share_of_optimum(act, split=split, **env) for split in ("train", "held_out"))
+    share, held_out = (share_of_optimum(act, visitors, split=split, **env) for split in ("train", "held_out"))
     return Training(learner, history, share, held_out)
 
 
