@@ -350,7 +350,7 @@ def command_notebooks(arguments):
     names = [text for text in arguments if text != "--write"]
     if "--write" in arguments:
         books = names or sorted(str(path) for path in (ROOT / "notebooks").glob("*.ipynb"))
-        return call(["-m", "rlhf_lab.course", *books], OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
+        return call(["-m", "rlhf_lab.classroom.course", *books], OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
     start = time.monotonic()
     stages = pytest_stages(names if any(".ipynb" in name for name in names) else ["notebooks", *names])
     statuses, counts = run_pytest(stages)

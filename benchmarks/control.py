@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from rows import RESULTS, Arm, compute, numbers_of, options
 
-from rlhf_lab.episodes import play
-from rlhf_lab.policies import greedy
+from rlhf_lab.experience.episodes import play
+from rlhf_lab.models.policies import greedy
 from rlhf_lab.recipes import PPOConfig, ppo
 
 PATH = RESULTS / "control.csv"

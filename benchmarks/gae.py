@@ -11,9 +11,9 @@ import torch
 from rows import RESULTS as FOLDER, Arm, compute, flatten, options
 from torch import Tensor
 
-from rlhf_lab.checkpoints import generator_for
-from rlhf_lab.mdp import TabularMDP, policy_evaluation, policy_gradient
-from rlhf_lab.returns import gae
+from rlhf_lab.maths.mdp import TabularMDP, policy_evaluation, policy_gradient
+from rlhf_lab.maths.returns import gae
+from rlhf_lab.training.checkpoints import generator_for
 
 RESULTS = FOLDER / "gae_lambda.csv"
 FLOORS, ROOMS, SEEDS = 8, 3, 30

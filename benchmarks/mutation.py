@@ -40,7 +40,7 @@ markers = ["browser", "slow"]
 
 [tool.mutmut]
 source_paths = ["rlhf_lab"]
-only_mutate = ["rlhf_lab/{{module}}.py"]
+only_mutate = ["rlhf_lab/maths/{{module}}.py"]
 do_not_mutate_patterns = ["{LEFT_OUT}$"]
 on_dependency_change = "ignore"
 timeout_constant = 2.0
@@ -50,7 +50,7 @@ timeout_multiplier = 5.0
 
 def tests() -> list[Path]:
     """The tests that may notice a mutant: those of the modules, each of any module."""
-    return [ROOT / "tests" / f"test_{module}.py" for module in MODULES]
+    return [ROOT / "tests" / "maths" / f"test_{module}.py" for module in MODULES]
 
 
 class Mathematics(ast.NodeTransformer):
@@ -79,7 +79,7 @@ def key_of(*parts: object) -> str:
 
 def key(module: str) -> str:
     """What the result of a module depends on, as a short hash: its code, without imports, words and comments."""
-    tree = ast.parse((ROOT / "rlhf_lab" / f"{module}.py").read_text())
+    tree = ast.parse((ROOT / "rlhf_lab" / "maths" / f"{module}.py").read_text())
     return key_of(ast.dump(Mathematics().visit(tree)), inspect.getsource(mutable), SETTINGS)
 
 
@@ -109,14 +109,14 @@ def mutable(source: str) -> str:
 
 def prepare(module: str) -> Path:
     """A folder with the library, its tests and mutmut's settings; the one of an interrupted run, if it is there."""
-    code = [ROOT / "rlhf_lab" / f"{module}.py", ROOT / "tests" / "conftest.py", *tests()]
+    code = [ROOT / "rlhf_lab" / "maths" / f"{module}.py", ROOT / "tests" / "conftest.py", *tests()]
     folder = ROOT / "build" / "mutation" / f"{module}-{key_of(*code, SETTINGS)}"
     if folder.exists():
         return folder
     partial = folder.with_suffix(".tmp")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(ROOT / "rlhf_lab", partial / "rlhf_lab", ignore=shutil.ignore_patterns("__pycache__"))
-    target = partial / "rlhf_lab" / f"{module}.py"
+    target = partial / "rlhf_lab" / "maths" / f"{module}.py"
     target.write_text(mutable(target.read_text()))
     (partial / "tests").mkdir()
     for path in (ROOT / "tests" / "conftest.py", *tests()):

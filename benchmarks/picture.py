@@ -6,8 +6,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from rlhf_lab import plots
-from rlhf_lab.checkpoints import History
+from rlhf_lab.classroom import plots
+from rlhf_lab.training.checkpoints import History
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from rows import RESULTS as FOLDER, Arm, compute, flatten, options
 
-from rlhf_lab.checkpoints import generator_for
-from rlhf_lab.envs import TabularEnv, token_world_mdp
-from rlhf_lab.episodes import play
-from rlhf_lab.exact import TokenWorld
-from rlhf_lab.policies import TabularPolicy, greedy
+from rlhf_lab.experience.episodes import play
+from rlhf_lab.maths.exact import TokenWorld
+from rlhf_lab.models.policies import TabularPolicy, greedy
 from rlhf_lab.recipes.ppo import PPOConfig, ppo
 from rlhf_lab.recipes.reinforce import ReinforceConfig, reinforce
+from rlhf_lab.training.checkpoints import generator_for
+from rlhf_lab.worlds.envs import TabularEnv, token_world_mdp
 
 RESULTS = FOLDER / "ppo_ablation.csv"
 LOGGED = ("approx_kl", "entropy", "clip_fraction")

@@ -31,9 +31,8 @@ from torch.nn import functional
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
-from rlhf_lab import town
-from rlhf_lab.checkpoints import generator_for
-from rlhf_lab.language_model import (
+from rlhf_lab.experience.rollouts import Rollout
+from rlhf_lab.models.language_model import (
     LanguageModel,
     ModelError,
     TokenBatch,
@@ -42,10 +41,11 @@ from rlhf_lab.language_model import (
     make_batch,
     wrap_model,
 )
+from rlhf_lab.models.reward_model import RewardModel
 from rlhf_lab.recipes.pretrain import train_tokenizer
 from rlhf_lab.recipes.rlhf import RLHFConfig, RLHFResult, train_rlhf
-from rlhf_lab.reward_model import RewardModel
-from rlhf_lab.rollouts import Rollout
+from rlhf_lab.training.checkpoints import generator_for
+from rlhf_lab.worlds import town
 
 RESULTS = Path(__file__).parents[1] / "data" / "results"
 WARM_UP = 2  # iterations that are run and not counted
@@ -508,7 +508,7 @@ def draw_cost(rows: list[dict], path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import ScalarFormatter
 
-    from rlhf_lab import plots
+    from rlhf_lab.classroom import plots
 
     lines = (
         ("seconds", "total", "true"),

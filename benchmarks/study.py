@@ -16,12 +16,14 @@ from pathlib import Path
 import torch
 from rows import RESULTS, Arm, compute, flatten, options
 
-from rlhf_lab import demo, evaluation, town
-from rlhf_lab.checkpoints import generator_for
+from rlhf_lab import demo
+from rlhf_lab.evaluation import reports as evaluation
 from rlhf_lab.feedback.jsonl import write_preferences
-from rlhf_lab.feedback.records import Comparison
-from rlhf_lab.language_model import load_language_model
+from rlhf_lab.models.language_model import load_language_model
 from rlhf_lab.recipes import RewardConfig, RLHFConfig, SFTConfig, fine_tune, train_reward_model, train_rlhf
+from rlhf_lab.records import Comparison
+from rlhf_lab.training.checkpoints import generator_for
+from rlhf_lab.worlds import town
 
 SEEDS, TONE = RESULTS / "rlhf_seeds.csv", RESULTS / "feedback_tone.csv"
 PARTS = ("helpful", "truthful", "harmless", "form", "well_formed", "over_refusal", "rude", "polite", "length")

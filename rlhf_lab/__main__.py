@@ -86,7 +86,8 @@ def _device(options: argparse.Namespace) -> dict:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from rlhf_lab import demo, report
+    from rlhf_lab import demo
+    from rlhf_lab.classroom import report
     from rlhf_lab.recipes import RewardConfig, RLHFConfig, SFTConfig
 
     if options.model and options.size:
@@ -143,9 +144,9 @@ def _shown(text: str) -> str:
 
 
 def _pretrain(options: argparse.Namespace) -> None:
-    from rlhf_lab import town
     from rlhf_lab.demo import Interrupted
     from rlhf_lab.recipes import PretrainConfig, pretrain
+    from rlhf_lab.worlds import town
 
     larger = {"tiny": {}, "small": {"learning_rate": 1e-3}, "medium": {"learning_rate": 6e-4}}[options.size]
     config = PretrainConfig(size=options.size, seed=options.seed, **larger)
@@ -163,8 +164,8 @@ def _pretrain(options: argparse.Namespace) -> None:
 
 
 def _corpus(options: argparse.Namespace) -> None:
-    from rlhf_lab import town
-    from rlhf_lab.checkpoints import write_text_atomic
+    from rlhf_lab.training.checkpoints import write_text_atomic
+    from rlhf_lab.worlds import town
 
     out = Path(options.out)
     write_text_atomic(out / "web.txt", "\n".join(town.documents(options.count, options.seed)) + "\n")
@@ -180,7 +181,7 @@ def _corpus(options: argparse.Namespace) -> None:
 
 
 def _release(options: argparse.Namespace) -> None:
-    from rlhf_lab import course
+    from rlhf_lab.classroom import course
 
     out = Path(options.out)
     written = course.release(ROOT / "notebooks", out, options.force)
@@ -197,7 +198,7 @@ def _doctor(options: argparse.Namespace) -> int:
     import transformers
 
     from rlhf_lab import __version__
-    from rlhf_lab.language_model import load_language_model
+    from rlhf_lab.models.language_model import load_language_model
 
     print(
         f"rlhf_lab {__version__}, Python {platform.python_version()}, torch {torch.__version__}, "

@@ -13,14 +13,16 @@ from pathlib import Path
 
 import torch
 
-from rlhf_lab import evaluation, report, town
-from rlhf_lab.checkpoints import History, generator_for, require, write_text_atomic
+from rlhf_lab.classroom import report
+from rlhf_lab.evaluation import reports as evaluation
+from rlhf_lab.experience.rollouts import sample_responses
 from rlhf_lab.feedback.jsonl import read_events, read_preferences, write_events
-from rlhf_lab.feedback.records import Comparison, Conversation, Demonstration, Ranking
-from rlhf_lab.language_model import LanguageModel, encode_prompts, load_language_model
+from rlhf_lab.models.language_model import LanguageModel, encode_prompts, load_language_model
+from rlhf_lab.models.reward_model import RewardModel, load_reward_model
 from rlhf_lab.recipes import RewardConfig, RLHFConfig, SFTConfig, fine_tune, train_reward_model, train_rlhf
-from rlhf_lab.reward_model import RewardModel, load_reward_model
-from rlhf_lab.rollouts import sample_responses
+from rlhf_lab.records import Comparison, Conversation, Demonstration, Ranking
+from rlhf_lab.training.checkpoints import History, generator_for, require, write_text_atomic
+from rlhf_lab.worlds import town
 
 RATER = town.CAREFUL
 HELD_OUT_SHARE = 0.1  # of the prompts in a feedback file: they test the reward model and the three models

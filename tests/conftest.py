@@ -137,7 +137,7 @@ def save_llama(folder):
 @pytest.fixture(scope="session")
 def tiny_gpt2(tmp_path_factory):
     """A random GPT-2 with a chat tokenizer like the shipped one. Shared: train only a `.copy()`."""
-    from rlhf_lab.language_model import load_language_model
+    from rlhf_lab.models.language_model import load_language_model
 
     folder = tmp_path_factory.mktemp("tiny") / "gpt2"
     save_gpt2(folder)
@@ -147,7 +147,7 @@ def tiny_gpt2(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory):
     """A random Llama with a foreign tokenizer: no pad token, no template. Shared: train only a `.copy()`."""
-    from rlhf_lab.language_model import load_language_model
+    from rlhf_lab.models.language_model import load_language_model
 
     folder = tmp_path_factory.mktemp("tiny") / "llama"
     save_llama(folder)

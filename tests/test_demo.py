@@ -16,13 +16,16 @@ from conftest import save_llama
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from rlhf_lab import __main__ as commands, checkpoints, demo, report, town
+from rlhf_lab import __main__ as commands, demo
 from rlhf_lab.__main__ import main
+from rlhf_lab.classroom import report
 from rlhf_lab.feedback.jsonl import read_events
-from rlhf_lab.language_model import load_language_model
+from rlhf_lab.models.language_model import load_language_model
+from rlhf_lab.models.reward_model import load_reward_model
 from rlhf_lab.recipes import rlhf, sft
 from rlhf_lab.recipes.pretrain import SIZES
-from rlhf_lab.reward_model import load_reward_model
+from rlhf_lab.training import checkpoints
+from rlhf_lab.worlds import town
 
 SMALL = ["--labels", "20", "--iterations", "2", "--prompts", "8", "--sft-steps", "2", "--evaluation-prompts", "12"]
 WEIGHTS = ("sft", "reward_model", "rlhf")
@@ -324,7 +327,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch, capsys):
 
 
 def test_nan_in_training_is_a_reason_and_not_a_crash(tmp_path, monkeypatch, capsys):
-    from rlhf_lab.reward_model import RewardModel
+    from rlhf_lab.models.reward_model import RewardModel
 
     monkeypatch.setattr(
         RewardModel, "score_batch", lambda self, batch, micro_batch=64: torch.full((len(batch),), float("nan"))

@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from rlhf_lab.course import KERNEL, WIDGET_TYPE, normalise, student_release
+from rlhf_lab.classroom.course import KERNEL, WIDGET_TYPE, normalise, student_release
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 LONGEST_CELL, MEDIAN_CELL = 30, 8  # lines of code
@@ -62,9 +62,7 @@ def executed(book):
 
 
 def one_kernel(book):
-    return (
-        [] if book.metadata == KERNEL else [f"notebook metadata is {dict(book.metadata)}, expected {KERNEL}"]
-    )
+    return [] if book.metadata == KERNEL else [f"notebook metadata is {dict(book.metadata)}, expected {KERNEL}"]
 
 
 def no_errors_or_warnings(book):
@@ -87,7 +85,7 @@ def no_stale_views(book):
 
 
 def normal_form(book):
-    return [] if normalise(book) == book else ["not as rlhf_lab.course stores it: run.py notebooks --write"]
+    return [] if normalise(book) == book else ["not as rlhf_lab.classroom.course stores it: run.py notebooks --write"]
 
 
 def no_leaks(book):
@@ -163,9 +161,7 @@ def test_chapters(rule):
 
 def test_chapter_files():
     for path in FOLDER.glob("*.ipynb"):
-        assert re.fullmatch(r"\d\d_[a-z_]+\.ipynb", path.name), (
-            f"{path.name}: chapters are named NN_name.ipynb"
-        )
+        assert re.fullmatch(r"\d\d_[a-z_]+\.ipynb", path.name), f"{path.name}: chapters are named NN_name.ipynb"
         assert path.stat().st_size < LARGEST_FILE, f"{path.name} has {path.stat().st_size} bytes"
 
 
@@ -214,12 +210,12 @@ PLANTED = {
     ),
     "widget view": (no_stale_views, chapter(display(**{WIDGET_TYPE: {"model_id": "1"}})), "widget-view"),
     "svg": (no_stale_views, chapter(display(**{"image/svg+xml": "<svg/>"})), "image/svg+xml"),
-    "trailing spaces": (normal_form, chapter(code(outputs=[stream("a  \n")])), "not as rlhf_lab.course"),
-    "execution order": (normal_form, chapter(code(count=7)), "not as rlhf_lab.course"),
+    "trailing spaces": (normal_form, chapter(code(outputs=[stream("a  \n")])), "not as rlhf_lab.classroom.course"),
+    "execution order": (normal_form, chapter(code(count=7)), "not as rlhf_lab.classroom.course"),
     "wall clock": (
         normal_form,
         chapter(display(**{"text/plain": "PPO:  50%|#####     | 5/10 [00:01<00:01, 3.1it/s]"})),
-        "not as rlhf_lab.course",
+        "not as rlhf_lab.classroom.course",
     ),
     "path": (no_leaks, chapter(code(outputs=[stream("saved to /home/ada/runs/model\n")])), "/home/a"),
     "path in code": (no_leaks, chapter(code("load('/root/model')")), "/root/m"),

@@ -10,10 +10,10 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from hypothesis import given, settings, strategies as st
 
-import rlhf_lab.envs  # noqa: F401  (registers them)
-from rlhf_lab.feedback.records import as_conversation
-from rlhf_lab.returns import gae, lambda_returns
-from rlhf_lab.tensors import length_mask
+import rlhf_lab.worlds.envs  # noqa: F401  (registers them)
+from rlhf_lab.maths.returns import gae, lambda_returns
+from rlhf_lab.maths.tensors import length_mask
+from rlhf_lab.records import as_conversation
 
 
 @settings(max_examples=40, deadline=None)

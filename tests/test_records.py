@@ -5,16 +5,7 @@ import dataclasses
 import pytest
 from hypothesis import given, strategies as st
 
-from rlhf_lab.feedback.records import (
-    Comment,
-    Comparison,
-    Demonstration,
-    Edit,
-    Message,
-    Ranking,
-    Rating,
-    as_conversation,
-)
+from rlhf_lab.records import Comment, Comparison, Demonstration, Edit, Message, Ranking, Rating, as_conversation
 
 HI = as_conversation("Hi")
 

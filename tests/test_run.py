@@ -269,7 +269,7 @@ def test_a_killed_child_gives_the_shell_code(run):
         (["release"], ["-m", "rlhf_lab", "release"]),
         (["doctor"], ["-m", "rlhf_lab", "doctor"]),
         (["lab", "--port", "9"], ["-m", "jupyter", "lab", "--port", "9"]),
-        (["notebooks", "--write", "a.ipynb"], ["-m", "rlhf_lab.course", "a.ipynb"]),
+        (["notebooks", "--write", "a.ipynb"], ["-m", "rlhf_lab.classroom.course", "a.ipynb"]),
     ],
     ids=str,
 )

@@ -16,8 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rlhf_lab.checkpoints import write_atomic, write_text_atomic
-from rlhf_lab.feedback.records import (
+from rlhf_lab.records import (
     Comment,
     Comparison,
     Conversation,
@@ -28,6 +27,7 @@ from rlhf_lab.feedback.records import (
     Rating,
     as_conversation,
 )
+from rlhf_lab.training.checkpoints import write_atomic, write_text_atomic
 
 MAX_LINE_BYTES = 2**24  # a longer line is no feedback, and a small compressed file can hold an endless one
 SHOWN_PROBLEMS = 10

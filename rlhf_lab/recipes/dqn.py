@@ -14,10 +14,18 @@ from torch import Tensor, nn
 from torch.nn.functional import smooth_l1_loss
 from tqdm.auto import trange
 
-from rlhf_lab import invariants
-from rlhf_lab.checkpoints import History, bars_off, generator_for, graceful_interrupt, linear, mean_rows, require
-from rlhf_lab.episodes import MakeEnv, Runner, make_envs
-from rlhf_lab.policies import perceptron
+from rlhf_lab.experience import invariants
+from rlhf_lab.experience.episodes import MakeEnv, Runner, make_envs
+from rlhf_lab.models.policies import perceptron
+from rlhf_lab.training.checkpoints import (
+    History,
+    bars_off,
+    generator_for,
+    graceful_interrupt,
+    linear,
+    mean_rows,
+    require,
+)
 
 
 @dataclass(frozen=True)

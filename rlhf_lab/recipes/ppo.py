@@ -14,19 +14,27 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import trange
 
-from rlhf_lab import invariants
-from rlhf_lab.checkpoints import History, bars_off, generator_for, graceful_interrupt, linear, mean_rows, require
-from rlhf_lab.episodes import Episodes, MakeEnv, Runner, make_envs, policy_for, value_for
-from rlhf_lab.kl import kl_k1, kl_k3
-from rlhf_lab.objectives import (
+from rlhf_lab.experience import invariants
+from rlhf_lab.experience.episodes import Episodes, MakeEnv, Runner, make_envs, policy_for, value_for
+from rlhf_lab.maths.kl import kl_k1, kl_k3
+from rlhf_lab.maths.objectives import (
     clip_fraction,
     clipped_surrogate_objective,
     clipped_value_loss,
     explained_variance,
-)  # fmt: skip
-from rlhf_lab.policies import sampling
-from rlhf_lab.returns import gae
-from rlhf_lab.tensors import masked_whiten
+)
+from rlhf_lab.maths.returns import gae
+from rlhf_lab.maths.tensors import masked_whiten
+from rlhf_lab.models.policies import sampling
+from rlhf_lab.training.checkpoints import (
+    History,
+    bars_off,
+    generator_for,
+    graceful_interrupt,
+    linear,
+    mean_rows,
+    require,
+)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import trange
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from rlhf_lab.checkpoints import (
+from rlhf_lab.models.language_model import LanguageModel, wrap_model
+from rlhf_lab.training.checkpoints import (
     History,
     RunState,
     clipped_step,
@@ -26,8 +27,7 @@ from rlhf_lab.checkpoints import (
     graceful_interrupt,
     make_optimiser,
     require,
-)  # fmt: skip
-from rlhf_lab.language_model import LanguageModel, wrap_model
+)
 
 SPECIAL_TOKENS = ("<|user|>", "<|assistant|>", "<|end|>", "<|pad|>")
 CHAT_TEMPLATE = (

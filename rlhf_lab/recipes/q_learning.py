@@ -10,8 +10,8 @@ import numpy as np
 from gymnasium.spaces import Discrete
 from tqdm.auto import trange
 
-from rlhf_lab.checkpoints import History, bars_off, graceful_interrupt, linear, require
-from rlhf_lab.episodes import MakeEnv, make_envs
+from rlhf_lab.experience.episodes import MakeEnv, make_envs
+from rlhf_lab.training.checkpoints import History, bars_off, graceful_interrupt, linear, require
 
 
 @dataclass(frozen=True)

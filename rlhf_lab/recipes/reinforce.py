@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import trange
 
-from rlhf_lab import invariants
-from rlhf_lab.checkpoints import History, bars_off, generator_for, graceful_interrupt, require
-from rlhf_lab.episodes import Episodes, MakeEnv, collect_episodes, make_envs, policy_for, value_for
-from rlhf_lab.kl import kl_k1
-from rlhf_lab.objectives import reinforce_objective
-from rlhf_lab.policies import sampling
-from rlhf_lab.returns import discounted_returns, gae, lambda_returns
-from rlhf_lab.tensors import masked_mean, masked_sum
+from rlhf_lab.experience import invariants
+from rlhf_lab.experience.episodes import Episodes, MakeEnv, collect_episodes, make_envs, policy_for, value_for
+from rlhf_lab.maths.kl import kl_k1
+from rlhf_lab.maths.objectives import reinforce_objective
+from rlhf_lab.maths.returns import discounted_returns, gae, lambda_returns
+from rlhf_lab.maths.tensors import masked_mean, masked_sum
+from rlhf_lab.models.policies import sampling
+from rlhf_lab.training.checkpoints import History, bars_off, generator_for, graceful_interrupt, require
 
 BASELINES = ("none", "mean", "value")
 

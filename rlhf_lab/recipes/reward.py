@@ -14,7 +14,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm, trange
 
-from rlhf_lab.checkpoints import (
+from rlhf_lab.maths.preferences import accuracy, bradley_terry_loss, expected_accuracy, plackett_luce_loss
+from rlhf_lab.models.language_model import LanguageModel, TokenBatch, encode_prompts, encode_responses, make_batch
+from rlhf_lab.models.reward_model import RewardModel
+from rlhf_lab.records import Comparison, Ranking
+from rlhf_lab.training.checkpoints import (
     History,
     RunState,
     clipped_step,
@@ -23,11 +27,7 @@ from rlhf_lab.checkpoints import (
     graceful_interrupt,
     make_optimiser,
     require,
-)  # fmt: skip
-from rlhf_lab.feedback.records import Comparison, Ranking
-from rlhf_lab.language_model import LanguageModel, TokenBatch, encode_prompts, encode_responses, make_batch
-from rlhf_lab.preferences import accuracy, bradley_terry_loss, expected_accuracy, plackett_luce_loss
-from rlhf_lab.reward_model import RewardModel
+)
 
 UNUSED = {"skipped": "skipped", "all_bad": "all bad", "done": "one tie"}  # why a ranking forms no pair, by its status
 

@@ -19,20 +19,19 @@ import torch
 from torch import Tensor
 from tqdm.auto import trange
 
-from rlhf_lab import invariants
-from rlhf_lab.checkpoints import (
-    CheckpointError,
-    History,
-    RunState,
-    generator_for,
-    graceful_interrupt,
-    linear,
-    mean_rows,
-    require,
-)  # fmt: skip
-from rlhf_lab.feedback.records import Conversation, as_conversation
-from rlhf_lab.kl import kl_k1, kl_k3
-from rlhf_lab.language_model import (
+from rlhf_lab.experience import invariants
+from rlhf_lab.experience.rollouts import Rollout, sample_responses
+from rlhf_lab.maths.kl import kl_k1, kl_k3
+from rlhf_lab.maths.objectives import (
+    clip_fraction,
+    clipped_surrogate_objective,
+    clipped_value_loss,
+    entropy,
+    explained_variance,
+)
+from rlhf_lab.maths.returns import gae
+from rlhf_lab.maths.tensors import masked_mean, masked_sum, masked_whiten
+from rlhf_lab.models.language_model import (
     LanguageModel,
     TokenBatch,
     ValueHead,
@@ -41,18 +40,19 @@ from rlhf_lab.language_model import (
     make_batch,
     response_log_probs,
     token_log_probs,
-)  # fmt: skip
-from rlhf_lab.objectives import (
-    clip_fraction,
-    clipped_surrogate_objective,
-    clipped_value_loss,
-    entropy,
-    explained_variance,
-)  # fmt: skip
-from rlhf_lab.returns import gae
-from rlhf_lab.reward_model import RewardModel
-from rlhf_lab.rollouts import Rollout, sample_responses
-from rlhf_lab.tensors import masked_mean, masked_sum, masked_whiten
+)
+from rlhf_lab.models.reward_model import RewardModel
+from rlhf_lab.records import Conversation, as_conversation
+from rlhf_lab.training.checkpoints import (
+    CheckpointError,
+    History,
+    RunState,
+    generator_for,
+    graceful_interrupt,
+    linear,
+    mean_rows,
+    require,
+)
 
 # Rows that are scored again, iterations between, and the most of all forward tokens that this may take.
 CHECK_ROWS, CHECK_EVERY, CHECK_BUDGET = 2, 10, 0.02
@@ -256,7 +256,7 @@ def train_rlhf(
 
     Example:
         >>> import torch
-        >>> from rlhf_lab.language_model import load_language_model
+        >>> from rlhf_lab.models.language_model import load_language_model
         >>> config = RLHFConfig(iterations=1, prompts_per_iteration=4, minibatch_rows=4, max_new_tokens=4)
         >>> short = lambda rollout: -rollout.batch.response_lengths.float()
         >>> result = train_rlhf(load_language_model("tiny"), ["When does the library close?"], short, config)

@@ -12,18 +12,8 @@ from pathlib import Path
 import torch
 from tqdm.auto import trange
 
-from rlhf_lab.checkpoints import (
-    History,
-    RunState,
-    clipped_step,
-    cosine_rate,
-    generator_for,
-    graceful_interrupt,
-    make_optimiser,
-    require,
-)  # fmt: skip
-from rlhf_lab.feedback.records import Demonstration
-from rlhf_lab.language_model import (
+from rlhf_lab.maths.tensors import masked_mean
+from rlhf_lab.models.language_model import (
     LanguageModel,
     TokenBatch,
     encode_prompts,
@@ -32,8 +22,18 @@ from rlhf_lab.language_model import (
     length_groups,
     make_batch,
     token_log_probs,
-)  # fmt: skip
-from rlhf_lab.tensors import masked_mean
+)
+from rlhf_lab.records import Demonstration
+from rlhf_lab.training.checkpoints import (
+    History,
+    RunState,
+    clipped_step,
+    cosine_rate,
+    generator_for,
+    graceful_interrupt,
+    make_optimiser,
+    require,
+)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""For readers: figures, reports, course material, widgets, checks of exercises, and the bug clinic."""

@@ -1,0 +1,161 @@
+"""Checks of the exercises of chapter 00.
+
+Each compares a function with the definition: on a case small enough for paper, on random cases, and on a property.
+When something differs, the usual mistakes are tried on the same inputs, and the message names the one that gives the
+same answer.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import combinations, pairwise, product
+from random import Random
+
+from rlhf_lab.classroom.checks.compare import compare, exercise
+
+RANDOM_CASES = 50
+Tiers = Sequence[Sequence[int]]
+
+
+def _same(got, expected) -> bool:
+    if isinstance(expected, list):
+        try:
+            return sorted(tuple(pair) for pair in got) == sorted(expected)
+        except TypeError:
+            return False
+    try:
+        return math.isclose(float(got), expected, abs_tol=1e-9)
+    except (TypeError, ValueError):
+        return False
+
+
+def _odd(got, expected) -> str | None:
+    return "it returned None; is there a `return`?" if got is None else None
+
+
+_compare = partial(compare, same=_same, odd=_odd)
+
+
+# -- pairs of a ranking ----------------------------------------------------------------------------------------------
+def _pairs(tiers: Tiers) -> list[tuple[int, int]]:
+    return [pair for above, below in combinations(tiers, 2) for pair in product(above, below)]
+
+
+def _random_tiers(random: Random) -> list[list[int]]:
+    order = random.sample(range(count := random.randint(2, 6)), count)
+    cuts = sorted(random.sample(range(1, count), random.randint(0, count - 1)))
+    return [order[a:b] for a, b in zip([0, *cuts], [*cuts, count], strict=True)]
+
+
+@exercise
+def check_pairs_of_ranking(function: Callable[[Tiers], Sequence[tuple[int, int]]]) -> None:
+    """Check `pairs_of_ranking(tiers) -> [(better, worse), ...]`: replies of one tier form no pair.
+
+    Raises:
+        AssertionError: with the first case that fails and what usually causes it.
+    """
+    name, hint = "pairs_of_ranking", "every reply of a tier with every reply of every later tier, the better one first"
+    random = Random(0)
+    hand = [[[2], [0, 3], [1]], [[1], [0]], [[0, 1, 2]]]
+    cases = [(f"tiers {tiers}", tiers) for tiers in hand + [_random_tiers(random) for _ in range(RANDOM_CASES)]]
+    for case, tiers in cases:
+        flat, places = [reply for tier in tiers for reply in tier], range(len(tiers))
+        faults = {
+            "the order in the pair: the better reply comes first": lambda t=tiers: [(w, b) for b, w in _pairs(t)],
+            "only neighbouring tiers are paired; the best also beats the last": lambda t=tiers: [
+                pair for above, below in pairwise(t) for pair in product(above, below)
+            ],
+            "replies of one tier are paired; a tie says nothing about which is better": lambda f=flat: list(
+                combinations(f, 2)
+            ),
+            "one reply for each tier: a tier may hold several": lambda t=tiers: list(
+                combinations([tier[0] for tier in t], 2)
+            ),
+            "the places of the tiers are paired and not the replies in them": lambda p=places: list(combinations(p, 2)),
+            "each pair is there in both orders": lambda t=tiers: _pairs(t) + [(w, b) for b, w in _pairs(t)],
+        }
+        _compare(name, case, lambda t=tiers: function(t), _pairs(tiers), faults, hint)
+    print(f"{name}: passed (3 cases by hand, {RANDOM_CASES} random ones)")
+
+
+# -- agreement of scores with a ranking ------------------------------------------------------------------------------
+def _agreement(scores: Sequence[float], pairs: Sequence[tuple[int, int]], tie: float = 0.5) -> float:
+    points = [1.0 if scores[b] > scores[w] else tie if scores[b] == scores[w] else 0.0 for b, w in pairs]
+    return sum(points) / len(points)
+
+
+@exercise
+def check_agreement(function: Callable[[Sequence[float], Sequence[tuple[int, int]]], float]) -> None:
+    """Check `agreement(scores, pairs)`: the share of pairs whose better reply has the higher score, a tie half.
+
+    Raises:
+        AssertionError: with the first case that fails and what usually causes it.
+    """
+    name, hint = "agreement", "for each (better, worse) 1, 1/2 or 0 points, and the mean over the pairs"
+    random = Random(1)
+    cases = [([3.0, 0.5, 1.0], [(0, 1), (0, 2), (1, 2)]), ([-1.0, -2.0], [(0, 1)]), ([1.0, 1.0], [(0, 1)])]
+    for _ in range(RANDOM_CASES):
+        scores = [float(random.randint(-2, 2)) for _ in range(5)]
+        cases.append((scores, random.sample([p for p in product(range(5), repeat=2) if p[0] != p[1]], 6)))
+    for scores, pairs in cases:
+        faults = {
+            "the sign: it counts the pairs where the worse reply has the higher score": lambda s=scores, p=pairs: (
+                1 - _agreement(s, p)
+            ),
+            "equal scores count as right (>=); they count half": lambda s=scores, p=pairs: _agreement(s, p, 1.0),
+            "equal scores count as wrong (>); they count half": lambda s=scores, p=pairs: _agreement(s, p, 0.0),
+            "divided by the number of replies and not of pairs": lambda s=scores, p=pairs: (
+                _agreement(s, p) * len(p) / len(s)
+            ),
+            "the sum and not the mean": lambda s=scores, p=pairs: _agreement(s, p) * len(p),
+            "the mean difference of the scores; count pairs instead": lambda s=scores, p=pairs: (
+                sum(s[b] - s[w] for b, w in p) / len(p)
+            ),
+        }
+        call = lambda s=scores, p=pairs: function(s, p)  # noqa: E731
+        _compare(name, f"scores {scores}, pairs {pairs}", call, _agreement(scores, pairs), faults, hint)
+    print(f"{name}: passed (3 cases by hand, {RANDOM_CASES} random ones with ties)")
+
+
+# -- win rate --------------------------------------------------------------------------------------------------------
+@exercise
+def check_win_rate(function: Callable[[Sequence[float], Sequence[float]], float]) -> None:
+    """Check `win_rate(after, before)`: the share of prompts on which `after` is better, a tie counted half.
+
+    Raises:
+        AssertionError: with the first case that fails and what usually causes it.
+    """
+    name, hint = "win_rate", "compare prompt by prompt: a win 1, a tie 1/2, a loss 0, and the mean over the prompts"
+    random = Random(2)
+    draw = lambda count: [float(random.randint(-3, 3)) for _ in range(count)]  # noqa: E731
+    cases = [
+        ([3.0, 2.0, 0.0, 1.0], [1.0, 1.0, 2.0, 1.0]),
+        ([1.0], [1.0]),
+        ([2.0, 2.0, 2.0, -3.0], [1.0, 1.0, 1.0, 3.0]),
+    ]
+    cases += [(draw(count), draw(count)) for count in (random.randint(2, 12) for _ in range(RANDOM_CASES))]
+    for after, before in cases:
+        rows, everyone = list(zip(after, before, strict=True)), list(product(after, before))
+        faults = {
+            "the direction: it is the share on which `before` is better": lambda r=rows: 1 - _points(r),
+            "ties count as losses; they are worth one half": lambda r=rows: _points(r, 0.0),
+            "ties count as wins; they are worth one half": lambda r=rows: _points(r, 1.0),
+            "ties are left out; they count one half, and the share is over all prompts": lambda r=rows: (
+                _points([(a, b) for a, b in r if a != b]) if any(a != b for a, b in r) else math.nan
+            ),
+            "every reply is compared with every other; the two of one prompt belong together": lambda e=everyone: (
+                _points(e)
+            ),
+            "the mean difference: how much better, and not how often": lambda r=rows: sum(a - b for a, b in r) / len(r),
+            "the number of wins and not their share": lambda r=rows: _points(r) * len(r),
+        }
+        call = lambda a=after, b=before: function(a, b)  # noqa: E731
+        _compare(name, f"after {after}, before {before}", call, _points(rows), faults, hint)
+        swapped = lambda a=after, b=before: function(b, a)  # noqa: E731
+        case = f"models swapped, so the two add up to 1: after {before}, before {after}"
+        _compare(name, case, swapped, 1 - _points(rows), {}, hint)
+    print(f"{name}: passed (3 cases by hand, {RANDOM_CASES} random ones, models swapped)")
+
+
+def _points(rows: Sequence[tuple[float, float]], tie: float = 0.5) -> float:
+    return sum(1.0 if a > b else tie if a == b else 0.0 for a, b in rows) / len(rows)

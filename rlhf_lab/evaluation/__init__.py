@@ -1,0 +1,1 @@
+"""Is it better? Text, policies and reward models measured, each number with an interval."""

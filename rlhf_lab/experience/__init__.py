@@ -1,0 +1,1 @@
+"""Experience: what policies did, what it was worth, and how one update learns from it."""

@@ -1,0 +1,1 @@
+"""Language models, reward models, policies and value functions: what is loaded, saved and scored."""

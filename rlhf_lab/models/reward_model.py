@@ -1,0 +1,220 @@
+"""A reward model: a language model's backbone with a head that gives one number, read at the last real token.
+
+It is saved as a sequence classifier with one label, so `AutoModelForSequenceClassification` loads it and
+gives the same scores. Only differences of Bradley-Terry scores mean anything, so `normalise` fixes mean and
+scale. Left out: heads of several layers, rewards for single tokens.
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_lab.models.language_model import (
+    LanguageModel,
+    ModelError,
+    TokenBatch,
+    autocast,
+    encode_prompts,
+    encode_responses,
+    find_model,
+    length_groups,
+    load_model,
+    load_tokenizer,
+    make_batch,
+    response_states,
+    save_model,
+    wrap_model,
+)
+from rlhf_lab.records import Conversation
+
+
+@dataclass
+class RewardModel:
+    """Scores of replies to prompts.
+
+    Attributes:
+        model: a sequence classifier with one label; its weights are float32.
+        tokenizer: of the language model it came from.
+        precision: of the forward passes, as in LanguageModel.
+        score_mean, score_std: what `score` subtracts and divides by, in raw units.
+
+    Example:
+        >>> from rlhf_lab.records import as_conversation
+        >>> from rlhf_lab.models.language_model import load_language_model
+        >>> lm = load_language_model("tiny")
+        >>> rm = RewardModel.from_language_model(lm, torch.Generator().manual_seed(0))
+        >>> rm.score([as_conversation("Where is the zoo?")] * 2, ["By the river.", "Go away!"]).shape
+        torch.Size([2])
+
+    Chapter 09.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    precision: torch.dtype = torch.float32
+    score_mean: float = 0.0
+    score_std: float = 1.0
+
+    @classmethod
+    def from_language_model(cls, lm: LanguageModel, generator: torch.Generator) -> "RewardModel":
+        """The backbone of `lm`, copied, under a new head.
+
+            score weights ~ normal(0, 1 / (d + 1)),   d the width of the backbone
+
+        Args:
+            lm: the model to start from, in RLHF the one after SFT.
+            generator: of the head, on the CPU.
+
+        Raises:
+            ModelError: the architecture has no sequence classifier with a head named `score`.
+
+        Source: Stiennon et al. 2020, Learning to Summarize from Human Feedback. Chapter 09.
+        """
+        config = copy.deepcopy(lm.model.config)
+        config.num_labels, config.pad_token_id = 1, _classifier_pad(lm)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+        except ValueError as error:
+            raise ModelError(
+                f"transformers has no sequence classifier for {config.model_type}; use another architecture"
+            ) from error
+        _check_head(model, config.model_type)
+        model.base_model.load_state_dict(lm.model.base_model.state_dict())
+        weight = model.score.weight
+        with torch.no_grad():
+            weight.copy_(torch.randn(weight.shape, generator=generator) / (weight.shape[1] + 1) ** 0.5)
+        return cls(model.to(lm.device).eval(), lm.tokenizer, lm.precision)
+
+    @property
+    def lm(self) -> LanguageModel:
+        """The classifier with the tokenizer's ids, for the functions that encode text; it has no logits."""
+        return wrap_model(self.model, self.tokenizer, self.precision)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    @property
+    def pad_id(self) -> int:
+        """Token under the mask."""
+        pad_id = self.model.config.get_text_config().pad_token_id
+        return 0 if pad_id is None else pad_id
+
+    def copy(self) -> "RewardModel":
+        """An independent copy of the weights."""
+        return RewardModel(copy.deepcopy(self.model), self.tokenizer, self.precision, self.score_mean, self.score_std)
+
+    def save(self, folder: str | Path, half: bool = False) -> None:
+        """Write in the Hugging Face layout, all or nothing; mean and scale of the scores go into config.json.
+
+        Args:
+            folder: its final name; what was there is replaced.
+            half: store float16, half the size; loading gives float32 again.
+
+        Raises:
+            SaveError: disk full, read-only folder, ...
+        """
+        self.model.config.rlhf_lab_score_mean = self.score_mean
+        self.model.config.rlhf_lab_score_std = self.score_std
+        save_model(self.model, self.tokenizer, folder, half)
+
+    def token_scores(self, batch: TokenBatch) -> Tensor:
+        """Raw output of the head at each state, [B, T + 1] float32; gradient flows.
+
+        Column t belongs to the state before response token t, as in `language_model.ResponseForward`; column
+        n of a row of n tokens is its raw score, and later ones mean nothing. A value model started from the
+        reward model reads all columns.
+        """
+        with autocast(self.model, self.precision):
+            return self.model.score(response_states(self.model, batch)).squeeze(-1).float()
+
+    def raw_scores(self, batch: TokenBatch) -> Tensor:
+        """Raw score [B] at the last real token, the end token included; gradient flows.
+
+        The position comes from the lengths. Only differences between replies to one prompt mean anything.
+        """
+        return self.token_scores(batch).gather(1, batch.response_lengths[:, None]).squeeze(1)
+
+    @torch.no_grad()
+    def score_batch(self, batch: TokenBatch, micro_batch: int = 64) -> Tensor:
+        """Standardised scores [B] of tokens, (raw - score_mean) / score_std, without gradient."""
+        scores = torch.zeros(len(batch), device=batch.mask.device)
+        for rows in length_groups(batch, micro_batch):
+            scores[rows] = self.raw_scores(batch.select(rows))
+        return (scores - self.score_mean) / self.score_std
+
+    def score(self, conversations: Sequence[Conversation], texts: Sequence[str], micro_batch: int = 64) -> Tensor:
+        """Standardised scores [N] of texts, without gradient; each is scored as a reply that ended.
+
+        Args:
+            conversations: N prompts.
+            texts: N replies, one to each prompt.
+            micro_batch: most rows in one pass.
+
+        Raises:
+            ValueError: not as many texts as prompts, or a row longer than the context.
+        """
+        lm = self.lm
+        prompts, responses = encode_prompts(lm, conversations), encode_responses(lm, texts)
+        return self.score_batch(make_batch(prompts, responses, self.pad_id, self.device), micro_batch)
+
+    def normalise(self, raw_scores: Tensor) -> None:
+        """Choose mean and scale so that these raw scores [N] get mean 0 and (unbiased) standard deviation 1.
+
+        Raises:
+            ValueError: fewer than 2 scores, one that is not finite, or all of them equal.
+        """
+        mean, std = float(raw_scores.mean()), float(raw_scores.std()) if raw_scores.numel() > 1 else 0.0
+        if not (math.isfinite(mean) and std > 0):
+            raise ValueError(
+                f"raw_scores holds {raw_scores.numel()} numbers with mean {mean} and standard deviation "
+                f"{std}; expected at least 2 finite ones that differ"
+            )
+        self.score_mean, self.score_std = mean, std
+
+
+def _classifier_pad(lm: LanguageModel) -> int:
+    """The id for config.pad_token_id, never the end: `AutoModelForSequenceClassification` reads the score at
+    the last token that is not padding, and that must be the end token of a reply that ended."""
+    candidates = (lm.pad_id, lm.tokenizer.bos_token_id, lm.tokenizer.unk_token_id, 0, 1)
+    return next(id_ for id_ in candidates if id_ is not None and id_ != lm.end_id)
+
+
+def _check_head(model: PreTrainedModel, where: str) -> None:
+    weight = getattr(getattr(model, "score", None), "weight", None)
+    if weight is None or weight.shape[0] != 1:
+        raise ModelError(
+            f"{where} has no linear head named score with one output; use a decoder such as GPT-2 or Llama"
+        )
+
+
+def load_reward_model(
+    folder: str | Path, device: str | torch.device = "cpu", precision: torch.dtype = torch.float32
+) -> RewardModel:
+    """Load what `RewardModel.save` wrote, or any sequence classifier with one label and a head named `score`.
+
+    Args:
+        folder: in the Hugging Face layout, or a name on the hub.
+        device: "cpu", "cuda", ...
+        precision: of the forward passes, torch.float32 or torch.bfloat16.
+
+    Raises:
+        ModelError: one line with the reason and a remedy.
+
+    Chapter 09.
+    """
+    folder = find_model(folder)
+    model = load_model(folder, AutoModelForSequenceClassification, device)
+    _check_head(model, str(folder))
+    mean, std = (
+        getattr(model.config, f"rlhf_lab_score_{name}", default) for name, default in (("mean", 0.0), ("std", 1.0))
+    )
+    return RewardModel(model, load_tokenizer(folder), precision, mean, std)

@@ -1,0 +1,1 @@
+"""What every training loop needs besides its algorithm: files, history, randomness, optimisers, steps."""
