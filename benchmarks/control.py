@@ -18,7 +18,7 @@ from rows import RESULTS, Arm, compute, numbers_of, options
 
 from rlhf_lab.experience.episodes import play
 from rlhf_lab.models.policies import greedy
-from rlhf_lab.recipes import PPOConfig, ppo
+from rlhf_lab.recipes.ppo import PPOConfig, ppo
 
 PATH = RESULTS / "control.csv"
 TASKS = {  # environment -> settings, number of seeds

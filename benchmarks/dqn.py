@@ -16,7 +16,7 @@ from torch import nn
 
 from rlhf_lab.experience.episodes import collect_episodes, make_envs, play
 from rlhf_lab.maths.returns import discounted_returns
-from rlhf_lab.recipes import DQNConfig, dqn
+from rlhf_lab.recipes.dqn import DQNConfig, dqn
 
 RESULTS = FOLDER / "dqn_cartpole.csv"
 ENV, SEEDS, ON_THE_WAY, AT_THE_END = "CartPole-v1", 5, 20, 100

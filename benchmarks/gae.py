@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlhf_lab.maths.mdp import TabularMDP, policy_evaluation, policy_gradient
 from rlhf_lab.maths.returns import gae
-from rlhf_lab.training.checkpoints import generator_for
+from rlhf_lab.training.randomness import generator_for
 
 RESULTS = FOLDER / "gae_lambda.csv"
 FLOORS, ROOMS, SEEDS = 8, 3, 30

@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from rlhf_lab.classroom import plots
-from rlhf_lab.training.checkpoints import History
+from rlhf_lab.training.history import History
 
 ROOT = Path(__file__).resolve().parents[1]
 

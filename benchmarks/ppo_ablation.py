@@ -27,7 +27,7 @@ from rlhf_lab.maths.exact import TokenWorld
 from rlhf_lab.models.policies import TabularPolicy, greedy
 from rlhf_lab.recipes.ppo import PPOConfig, ppo
 from rlhf_lab.recipes.reinforce import ReinforceConfig, reinforce
-from rlhf_lab.training.checkpoints import generator_for
+from rlhf_lab.training.randomness import generator_for
 from rlhf_lab.worlds.envs import TabularEnv, token_world_mdp
 
 RESULTS = FOLDER / "ppo_ablation.csv"

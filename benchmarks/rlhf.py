@@ -31,20 +31,12 @@ from torch.nn import functional
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
-from rlhf_lab.experience.rollouts import Rollout
-from rlhf_lab.models.language_model import (
-    LanguageModel,
-    ModelError,
-    TokenBatch,
-    encode_prompts,
-    load_language_model,
-    make_batch,
-    wrap_model,
-)
+from rlhf_lab.models.language_model import LanguageModel, ModelError, load_language_model, wrap_model
 from rlhf_lab.models.reward_model import RewardModel
+from rlhf_lab.models.tokens import Rollout, TokenBatch, encode_prompts, make_batch
 from rlhf_lab.recipes.pretrain import train_tokenizer
 from rlhf_lab.recipes.rlhf import RLHFConfig, RLHFResult, train_rlhf
-from rlhf_lab.training.checkpoints import generator_for
+from rlhf_lab.training.randomness import generator_for
 from rlhf_lab.worlds import town
 
 RESULTS = Path(__file__).parents[1] / "data" / "results"

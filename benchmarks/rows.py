@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 
-from rlhf_lab.training.checkpoints import History, write_text_atomic
+from rlhf_lab.training.files import write_text_atomic
+from rlhf_lab.training.history import History
 
 RESULTS = Path(__file__).resolve().parents[1] / "data" / "results"
 RELATIVE, ABSOLUTE = 1e-3, 1e-6

@@ -17,12 +17,16 @@ import torch
 from rows import RESULTS, Arm, compute, flatten, options
 
 from rlhf_lab import demo
-from rlhf_lab.evaluation import reports as evaluation
-from rlhf_lab.feedback.jsonl import write_preferences
+from rlhf_lab.evaluation.policies import evaluate_model, true_rewards
+from rlhf_lab.evaluation.reward_models import reward_model_report
+from rlhf_lab.experience.collect import rank_replies
+from rlhf_lab.feedback.formats import write_preferences
 from rlhf_lab.models.language_model import load_language_model
-from rlhf_lab.recipes import RewardConfig, RLHFConfig, SFTConfig, fine_tune, train_reward_model, train_rlhf
+from rlhf_lab.recipes.reward import RewardConfig, train_reward_model
+from rlhf_lab.recipes.rlhf import RLHFConfig, train_rlhf
+from rlhf_lab.recipes.sft import SFTConfig, fine_tune
 from rlhf_lab.records import Comparison
-from rlhf_lab.training.checkpoints import generator_for
+from rlhf_lab.training.randomness import generator_for
 from rlhf_lab.worlds import town
 
 SEEDS, TONE = RESULTS / "rlhf_seeds.csv", RESULTS / "feedback_tone.csv"
@@ -61,7 +65,7 @@ def seed_row(seed: int, setting: Setting = FULL) -> dict[str, float]:
     base = load_language_model("tiny")
     sft = fine_tune(base, town.demonstrations(setting.demonstrations, seed), replace(setting.sft, seed=seed)).model
     prompts = [prompt.conversation for prompt in town.prompts("train", setting.labels, seed)]
-    rankings = demo.rank_replies(sft, prompts, setting.replies, generator_for(seed, "rankings"))
+    rankings = rank_replies(sft, prompts, setting.replies, generator_for(seed, "rankings"))
     rm = train_reward_model(sft, rankings, replace(setting.reward, seed=seed)).model
     config = replace(setting.rlhf, seed=seed)
     truth = standardised_truth(rankings)
@@ -74,8 +78,8 @@ def seed_row(seed: int, setting: Setting = FULL) -> dict[str, float]:
     models = {"base": base, "sft": sft} | {name: run.model for name, run in runs.items()}
     row = {"rankings": len(rankings)}
     count = setting.test_prompts
-    fresh = [p for p in demo.distinct_prompts("train", 3 * count, seed + 1000) if p not in set(prompts)]
-    tests = {"rm": fresh[:count], "rm_held_out": demo.distinct_prompts("held_out", count, seed)}
+    fresh = [p for p in town.distinct_prompts("train", 3 * count, seed + 1000) if p not in set(prompts)]
+    tests = {"rm": fresh[:count], "rm_held_out": town.distinct_prompts("held_out", count, seed)}
     for name, unseen in tests.items():
         row |= reward_model_quality(name, rm, sft, unseen, seed, setting.replies)
     for name, lm in models.items():
@@ -90,7 +94,7 @@ def seed_row(seed: int, setting: Setting = FULL) -> dict[str, float]:
 
 def reward_model_quality(name, rm, sft, unseen, seed, replies) -> dict[str, float]:
     """Accuracy of the reward model on replies to prompts that it has not seen, and the best that anybody could do."""
-    quality = demo.reward_model_report(rm, demo.rank_replies(sft, unseen, replies, generator_for(seed, name)))
+    quality = reward_model_report(rm, rank_replies(sft, unseen, replies, generator_for(seed, name)))
     return {
         f"{name}_pairs": len(quality.agreed),
         f"{name}_accuracy": quality.accuracy.mean,
@@ -105,20 +109,20 @@ def standardised_truth(rankings):
     verdicts = [v for r in rankings for v in town.score_replies([r.prompt] * len(r.replies), r.replies)]
     rewards = torch.tensor([verdict.reward for verdict in verdicts])
     mean, std = rewards.mean(), rewards.std()
-    return lambda rollout: (torch.tensor(evaluation.true_rewards(rollout)) - mean) / std
+    return lambda rollout: (torch.tensor(true_rewards(rollout)) - mean) / std
 
 
 def measure(name, lm, sft, rm, seed, setting) -> dict[str, float]:
     """What the table of the demo shows, on this seed's held-out prompts; every model gets the same random numbers."""
-    report, _ = evaluation.evaluate_model(
+    report, _ = evaluate_model(
         lm,
-        demo.distinct_prompts("held_out", setting.evaluation_prompts, seed),
+        town.distinct_prompts("held_out", setting.evaluation_prompts, seed),
         generator=generator_for(seed, "evaluation"),
         reference=sft,
         reward_model=rm,
         good_texts=town.documents(setting.texts, seed=seed + 77_000, author=town.GOOD),
         bad_texts=town.documents(setting.texts, seed=seed + 77_000, author=town.BAD),
-        **demo.sampling_law(setting.rlhf),
+        **setting.rlhf.sampling,
     )
     row = {
         f"reward_{name}": report.true_reward.mean,
@@ -155,7 +159,7 @@ def tone_run(seed: int, taste: str, setting: ToneSetting = FULL_TONE) -> tuple[i
     prompts = [prompt.conversation for prompt in town.prompts("train", setting.labels, seed + 900)]
     generator = generator_for(seed, "tone", taste)
     comparisons = []
-    for ranking in demo.rank_replies(base, prompts, 2, generator):
+    for ranking in rank_replies(base, prompts, 2, generator):
         verdicts = town.score_replies([ranking.prompt] * 2, ranking.replies)
         best, worst = (tier[0] for tier in rater.rank(ranking.prompt, ranking.replies, verdicts, generator).tiers)
         comparisons.append(Comparison(ranking.prompt, ranking.replies[best], ranking.replies[worst]))

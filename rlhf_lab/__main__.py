@@ -88,7 +88,9 @@ def _device(options: argparse.Namespace) -> dict:
 def _demo(options: argparse.Namespace) -> None:
     from rlhf_lab import demo
     from rlhf_lab.classroom import report
-    from rlhf_lab.recipes import RewardConfig, RLHFConfig, SFTConfig
+    from rlhf_lab.recipes.reward import RewardConfig
+    from rlhf_lab.recipes.rlhf import RLHFConfig
+    from rlhf_lab.recipes.sft import SFTConfig
 
     if options.model and options.size:
         raise ValueError("give either --model or --size")
@@ -145,7 +147,7 @@ def _shown(text: str) -> str:
 
 def _pretrain(options: argparse.Namespace) -> None:
     from rlhf_lab.demo import Interrupted
-    from rlhf_lab.recipes import PretrainConfig, pretrain
+    from rlhf_lab.recipes.pretrain import PretrainConfig, pretrain
     from rlhf_lab.worlds import town
 
     larger = {"tiny": {}, "small": {"learning_rate": 1e-3}, "medium": {"learning_rate": 6e-4}}[options.size]
@@ -164,7 +166,7 @@ def _pretrain(options: argparse.Namespace) -> None:
 
 
 def _corpus(options: argparse.Namespace) -> None:
-    from rlhf_lab.training.checkpoints import write_text_atomic
+    from rlhf_lab.training.files import write_text_atomic
     from rlhf_lab.worlds import town
 
     out = Path(options.out)

@@ -14,17 +14,26 @@ from pathlib import Path
 import torch
 
 from rlhf_lab.classroom import report
-from rlhf_lab.evaluation import reports as evaluation
+from rlhf_lab.evaluation.policies import evaluate_model, true_rewards
+from rlhf_lab.evaluation.reward_models import reward_model_report
+from rlhf_lab.experience.collect import rank_replies
 from rlhf_lab.experience.rollouts import sample_responses
-from rlhf_lab.feedback.jsonl import read_events, read_preferences, write_events
-from rlhf_lab.models.language_model import LanguageModel, encode_prompts, load_language_model
+from rlhf_lab.feedback.events import read_events, write_events
+from rlhf_lab.feedback.formats import read_preferences
+from rlhf_lab.maths.intervals import paired_difference
+from rlhf_lab.models.language_model import LanguageModel, load_language_model
 from rlhf_lab.models.reward_model import RewardModel, load_reward_model
-from rlhf_lab.recipes import RewardConfig, RLHFConfig, SFTConfig, fine_tune, train_reward_model, train_rlhf
-from rlhf_lab.records import Comparison, Conversation, Demonstration, Ranking
-from rlhf_lab.training.checkpoints import History, generator_for, require, write_text_atomic
+from rlhf_lab.models.tokens import encode_prompts
+from rlhf_lab.recipes.reward import RewardConfig, train_reward_model
+from rlhf_lab.recipes.rlhf import RLHFConfig, train_rlhf
+from rlhf_lab.recipes.sft import SFTConfig, fine_tune
+from rlhf_lab.records import Comparison, Conversation, Demonstration
+from rlhf_lab.training.configs import require
+from rlhf_lab.training.files import write_text_atomic
+from rlhf_lab.training.history import History
+from rlhf_lab.training.randomness import generator_for
 from rlhf_lab.worlds import town
 
-RATER = town.CAREFUL
 HELD_OUT_SHARE = 0.1  # of the prompts in a feedback file: they test the reward model and the three models
 TRACKED_PROMPTS = 96  # held-out prompts that are looked at while PPO runs
 
@@ -98,18 +107,8 @@ def town_task(config: DemoConfig) -> Task:
     return Task(
         town.demonstrations(config.demonstrations, config.seed),
         [prompt.conversation for prompt in town.prompts("train", count, config.seed)],
-        distinct_prompts("held_out", config.evaluation_prompts, config.seed),
+        town.distinct_prompts("held_out", config.evaluation_prompts, config.seed),
     )
-
-
-def distinct_prompts(split: str, count: int, seed: int) -> list[Conversation]:
-    """`count` different prompts of the town, the skills in turn as far as they have so many."""
-    found: dict[Conversation, None] = {}
-    size = count
-    while len(found) < count:
-        found = dict.fromkeys(prompt.conversation for prompt in town.prompts(split, size, seed))
-        size *= 2
-    return list(found)[:count]
 
 
 def file_task(config: DemoConfig) -> Task:
@@ -168,38 +167,6 @@ class Workshop:
         return load(folder, self.device, self.precision), history
 
 
-def sampling_law(config: RLHFConfig) -> dict[str, float]:
-    """How replies are drawn, the same wherever a model is asked: in feedback, in PPO, in the evaluation."""
-    return {"temperature": config.temperature, "max_new_tokens": config.max_new_tokens}
-
-
-def rank_replies(
-    lm: LanguageModel,
-    prompts: Sequence[Conversation],
-    replies: int = 4,
-    generator: torch.Generator | None = None,
-    sampling: RLHFConfig | None = None,
-) -> list[Ranking]:
-    """Sample `replies` to each town prompt and let the simulated rater rank those that differ; a prompt with fewer than
-    two different replies is left out."""
-    generator, sampling = generator or generator_for(0, "rankings"), sampling or RLHFConfig()
-    rows = [prompt for prompt in prompts for _ in range(replies)]
-    rollout = sample_responses(lm, rows, generator=generator, **sampling_law(sampling))
-    rankings = []
-    for i, prompt in enumerate(prompts):
-        texts = list(dict.fromkeys(rollout.texts[i * replies : (i + 1) * replies]))
-        if len(texts) > 1:
-            verdicts = town.score_replies([prompt] * len(texts), texts)
-            rankings.append(RATER.rank(prompt, texts, verdicts, generator))
-    return rankings
-
-
-def true_reward(lm: LanguageModel, count: int = 240, seed: int = 0) -> evaluation.Interval:
-    """Mean true reward of sampled replies to `count` different held-out prompts of the town, with a 95 % interval."""
-    generator, prompts = generator_for(seed, "evaluation"), distinct_prompts("held_out", count, seed)
-    return evaluation.evaluate_model(lm, prompts, generator=generator, **sampling_law(RLHFConfig()))[0].true_reward
-
-
 def collect_feedback(sft: LanguageModel, task: Task, config: DemoConfig, out: Path) -> tuple[Sequence, Sequence]:
     """(training, test) preferences: the file's, or rankings of sampled replies by the simulated rater."""
     if config.feedback:
@@ -211,46 +178,10 @@ def collect_feedback(sft: LanguageModel, task: Task, config: DemoConfig, out: Pa
     for name, (prompts, count) in files.items():
         if not (out / name).exists():
             generator = generator_for(config.seed, name)
-            write_events(out / name, rank_replies(sft, prompts[:count], config.replies, generator, config.rlhf))
+            write_events(
+                out / name, rank_replies(sft, prompts[:count], config.replies, generator, **config.rlhf.sampling)
+            )
     return tuple(read_events(out / name) for name in files)
-
-
-def reward_model_report(
-    rm: RewardModel, preferences: Sequence[Ranking | Comparison]
-) -> evaluation.RewardModelReport | None:
-    """Accuracy on held-out pairs, beside the best possible where the rater is the simulated one; None without pairs."""
-    pairs = [
-        (row, record.prompt, *texts)
-        for row, record in enumerate(preferences)
-        for texts in (
-            [(record.chosen, record.rejected)]
-            if isinstance(record, Comparison)
-            else [(record.replies[b], record.replies[w]) for b, w in record.pairs()]
-        )
-    ]
-    if not pairs:
-        return None
-    groups, prompts, chosen, rejected = zip(*pairs, strict=True)
-    scores = [rm.score(prompts, texts) * rm.score_std for texts in (chosen, rejected)]
-    return evaluation.evaluate_reward_model(
-        scores[0].tolist(),
-        scores[1].tolist(),
-        groups=groups,
-        agreement=_agreement(preferences, prompts, chosen, rejected),
-    )
-
-
-def _agreement(preferences, prompts, chosen, rejected) -> list[float] | None:
-    """p(the rater prefers chosen) for simulated rankings; None for anybody else's, because nobody knows it."""
-    if not all(record.simulated and record.rater == RATER.name for record in preferences):
-        return None
-    utilities = [
-        torch.tensor(
-            [RATER.utility(v, text) for v, text in zip(town.score_replies(prompts, texts), texts, strict=True)]
-        )
-        for texts in (chosen, rejected)
-    ]
-    return RATER.prefers(utilities[0] - utilities[1]).tolist()
 
 
 def run_demo(
@@ -318,8 +249,8 @@ def _tracker(prompts: Sequence[Conversation], rm: RewardModel, config: DemoConfi
 
     def track(lm: LanguageModel) -> dict[str, float]:
         generator = generator_for(config.seed, "track")
-        rollout = sample_responses(lm, prompts, generator=generator, **sampling_law(config.rlhf))
-        rewards = [reward for reward in evaluation.true_rewards(rollout) if reward is not None]
+        rollout = sample_responses(lm, prompts, generator=generator, **config.rlhf.sampling)
+        rewards = [reward for reward in true_rewards(rollout) if reward is not None]
         proxy = {"reward_score": float(rm.score_batch(rollout.batch).mean())}
         return proxy | ({"true_reward": sum(rewards) / len(rewards)} if rewards else {})
 
@@ -333,13 +264,13 @@ def evaluate_models(
     texts = {f"{kind}_texts": town.documents(config.texts, seed=config.seed + 77_000, author=author)
              for kind, author in (("good", town.GOOD), ("bad", town.BAD))}  # fmt: skip
     pairs = {
-        name: evaluation.evaluate_model(
+        name: evaluate_model(
             lm,
             task.test_prompts,
             generator=generator_for(config.seed, "evaluation"),
             reference=models["sft"],
             reward_model=rm,
-            **sampling_law(config.rlhf),
+            **config.rlhf.sampling,
             **texts,
         )
         for name, lm in models.items()
@@ -349,11 +280,11 @@ def evaluate_models(
 
 def summarise(config, reports, rollouts, rm, quality, history, seconds) -> report.RunSummary:
     """Everything that the table, metrics.json and report.html show."""
-    rewards = {name: evaluation.true_rewards(rollout) for name, rollout in rollouts.items()}
+    rewards = {name: true_rewards(rollout) for name, rollout in rollouts.items()}
     steps = {"SFT - base": ("sft", "base"), "RLHF - SFT": ("rlhf", "sft")}
     if reports["sft"].true_reward is None:
         steps = {}
-    differences = {label: evaluation.paired_difference(rewards[a], rewards[b]) for label, (a, b) in steps.items()}
+    differences = {label: paired_difference(rewards[a], rewards[b]) for label, (a, b) in steps.items()}
     notes = ["The rankings are by a simulated rater, whose utility is the true reward plus noise."]
     notes += ["The prompts hold phrasings, names or place-question pairs that were never trained on."]
     if config.feedback:

@@ -19,12 +19,12 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from rlhf_lab import __main__ as commands, demo
 from rlhf_lab.__main__ import main
 from rlhf_lab.classroom import report
-from rlhf_lab.feedback.jsonl import read_events
+from rlhf_lab.feedback.events import read_events
 from rlhf_lab.models.language_model import load_language_model
 from rlhf_lab.models.reward_model import load_reward_model
 from rlhf_lab.recipes import rlhf, sft
 from rlhf_lab.recipes.pretrain import SIZES
-from rlhf_lab.training import checkpoints
+from rlhf_lab.training import files as checkpoints
 from rlhf_lab.worlds import town
 
 SMALL = ["--labels", "20", "--iterations", "2", "--prompts", "8", "--sft-steps", "2", "--evaluation-prompts", "12"]

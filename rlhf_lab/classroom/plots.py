@@ -19,9 +19,10 @@ from matplotlib.axes import Axes
 from matplotlib.style import context as style_context
 from matplotlib.ticker import MaxNLocator
 
-from rlhf_lab.evaluation.reports import ORACLE_PARTS, ModelReport, mean_interval, proportion_interval
+from rlhf_lab.evaluation.policies import ORACLE_PARTS, ModelReport
+from rlhf_lab.maths.intervals import mean_interval, proportion_interval
 from rlhf_lab.maths.preferences import reliability_bins
-from rlhf_lab.training.checkpoints import History
+from rlhf_lab.training.history import History
 
 STYLE = Path(__file__).with_name("rlhf_lab.mplstyle")
 COLOURS = {  # Okabe-Ito

@@ -19,11 +19,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rlhf_lab.classroom import plots
-from rlhf_lab.evaluation.reports import Interval, ModelReport, RewardModelReport, evaluate_replies, rollout_verdicts
-from rlhf_lab.experience.rollouts import Rollout
+from rlhf_lab.evaluation.policies import ModelReport, evaluate_replies, rollout_verdicts
+from rlhf_lab.evaluation.reward_models import RewardModelReport
+from rlhf_lab.maths.intervals import Interval
+from rlhf_lab.models.tokens import Rollout
 from rlhf_lab.records import Conversation
-from rlhf_lab.training.checkpoints import History, write_text_atomic
-from rlhf_lab.worlds.town.skills import recognise
+from rlhf_lab.training.files import write_text_atomic
+from rlhf_lab.training.history import History
+from rlhf_lab.worlds.town.questions import recognise
 
 MODEL_NAMES = {"base": "base", "sft": "SFT", "rlhf": "RLHF"}
 ROWS = {  # quantity -> label, unit, factor, digits

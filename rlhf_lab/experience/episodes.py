@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rlhf_lab.maths.tensors import length_mask
 from rlhf_lab.models.policies import CategoricalPolicy, GaussianPolicy, TabularPolicy, TabularValue, Value, perceptron
-from rlhf_lab.training.checkpoints import require
+from rlhf_lab.training.configs import require
 
 MakeEnv = str | Callable[[], gymnasium.Env]
 Act = Callable[[Tensor], Tensor]  # observations [B, ...] -> actions [B] or [B, D]

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from rlhf_lab.maths import objectives
 from rlhf_lab.maths.tensors import check_shapes, length_mask, masked_mean, masked_sum
-from rlhf_lab.models.language_model import LanguageModel, TokenBatch, forward, response_log_probs, token_log_probs
+from rlhf_lab.models.language_model import LanguageModel
+from rlhf_lab.models.scoring import forward, response_log_probs, token_log_probs
+from rlhf_lab.models.tokens import TokenBatch
 
 
 class InvariantViolation(RuntimeError):

@@ -6,48 +6,17 @@ Left out: beam search, stop strings and every other feature of a serving engine.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from transformers import DynamicCache
 
-from rlhf_lab.models.language_model import (
-    LanguageModel,
-    TokenBatch,
-    ValueHead,
-    decode_responses,
-    encode_prompts,
-    make_batch,
-)
-from rlhf_lab.records import Conversation, as_conversation
+from rlhf_lab.models.language_model import LanguageModel
+from rlhf_lab.models.scoring import ValueHead
+from rlhf_lab.models.tokens import Rollout, decode_responses, encode_prompts, make_batch
+from rlhf_lab.records import as_conversation
 
 # Removing the rows that have ended copies the cache once; below this share of live rows the copy pays.
 COMPACT_BELOW = 0.8
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """Replies to a batch of prompts, with the numbers kept from sampling. Row b is one prompt and its reply.
-
-    Attributes:
-        conversations: the B prompts.
-        texts: the B replies as text, without the end token.
-        batch: the tokens; the end token is part of a reply that ended.
-        log_probs: [B, T] nats, log-prob of each sampled token under the sampling law; 0 outside the mask.
-        values: [B, T + 1] value of the state before each token, 0 after the last one; None without a value head.
-        ended: [B] bool, True where the reply produced the end token, False where it hit the length limit.
-    """
-
-    conversations: tuple[Conversation, ...]
-    texts: tuple[str, ...]
-    batch: TokenBatch
-    log_probs: Tensor
-    values: Tensor | None
-    ended: Tensor
-
-    def __len__(self):
-        return len(self.texts)
 
 
 def sample_responses(

@@ -18,19 +18,15 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from rlhf_lab.models.language_model import (
     LanguageModel,
     ModelError,
-    TokenBatch,
     autocast,
-    encode_prompts,
-    encode_responses,
     find_model,
-    length_groups,
     load_model,
     load_tokenizer,
-    make_batch,
-    response_states,
     save_model,
     wrap_model,
 )
+from rlhf_lab.models.scoring import response_states
+from rlhf_lab.models.tokens import Rollout, TokenBatch, encode_prompts, encode_responses, length_groups, make_batch
 from rlhf_lab.records import Conversation
 
 
@@ -142,6 +138,17 @@ class RewardModel:
         The position comes from the lengths. Only differences between replies to one prompt mean anything.
         """
         return self.token_scores(batch).gather(1, batch.response_lengths[:, None]).squeeze(1)
+
+    def values(self, batch: TokenBatch, hidden: Tensor | None = None) -> Tensor:
+        """Standardised value [B, T + 1] of the state before each token, as the critic of a policy; gradient flows.
+
+        A value model started from the reward model reads its own backbone, so `hidden` is not looked at.
+        """
+        return (self.token_scores(batch) - self.score_mean) / self.score_std
+
+    def __call__(self, rollout: Rollout) -> Tensor:
+        """Standardised scores [B] of sampled replies, as the reward of a policy, without gradient."""
+        return self.score_batch(rollout.batch)
 
     @torch.no_grad()
     def score_batch(self, batch: TokenBatch, micro_batch: int = 64) -> Tensor:

@@ -17,15 +17,11 @@ from tqdm.auto import trange
 from rlhf_lab.experience import invariants
 from rlhf_lab.experience.episodes import MakeEnv, Runner, make_envs
 from rlhf_lab.models.policies import perceptron
-from rlhf_lab.training.checkpoints import (
-    History,
-    bars_off,
-    generator_for,
-    graceful_interrupt,
-    linear,
-    mean_rows,
-    require,
-)
+from rlhf_lab.training.configs import require
+from rlhf_lab.training.history import History, mean_rows
+from rlhf_lab.training.optimisers import linear
+from rlhf_lab.training.randomness import generator_for
+from rlhf_lab.training.steps import bars_off, graceful_interrupt
 
 
 @dataclass(frozen=True)

@@ -26,15 +26,11 @@ from rlhf_lab.maths.objectives import (
 from rlhf_lab.maths.returns import gae
 from rlhf_lab.maths.tensors import masked_whiten
 from rlhf_lab.models.policies import sampling
-from rlhf_lab.training.checkpoints import (
-    History,
-    bars_off,
-    generator_for,
-    graceful_interrupt,
-    linear,
-    mean_rows,
-    require,
-)
+from rlhf_lab.training.configs import require
+from rlhf_lab.training.history import History, mean_rows
+from rlhf_lab.training.optimisers import linear
+from rlhf_lab.training.randomness import generator_for
+from rlhf_lab.training.steps import bars_off, graceful_interrupt
 
 
 @dataclass(frozen=True)

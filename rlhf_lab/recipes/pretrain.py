@@ -18,16 +18,11 @@ from tqdm.auto import trange
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rlhf_lab.models.language_model import LanguageModel, wrap_model
-from rlhf_lab.training.checkpoints import (
-    History,
-    RunState,
-    clipped_step,
-    cosine_rate,
-    generator_for,
-    graceful_interrupt,
-    make_optimiser,
-    require,
-)
+from rlhf_lab.training.configs import require
+from rlhf_lab.training.history import History
+from rlhf_lab.training.optimisers import clipped_step, cosine_rate, make_optimiser
+from rlhf_lab.training.randomness import generator_for
+from rlhf_lab.training.steps import RunState, graceful_interrupt
 
 SPECIAL_TOKENS = ("<|user|>", "<|assistant|>", "<|end|>", "<|pad|>")
 CHAT_TEMPLATE = (

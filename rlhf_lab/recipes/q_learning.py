@@ -11,7 +11,10 @@ from gymnasium.spaces import Discrete
 from tqdm.auto import trange
 
 from rlhf_lab.experience.episodes import MakeEnv, make_envs
-from rlhf_lab.training.checkpoints import History, bars_off, graceful_interrupt, linear, require
+from rlhf_lab.training.configs import require
+from rlhf_lab.training.history import History
+from rlhf_lab.training.optimisers import linear
+from rlhf_lab.training.steps import bars_off, graceful_interrupt
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,10 @@ from rlhf_lab.maths.objectives import reinforce_objective
 from rlhf_lab.maths.returns import discounted_returns, gae, lambda_returns
 from rlhf_lab.maths.tensors import masked_mean, masked_sum
 from rlhf_lab.models.policies import sampling
-from rlhf_lab.training.checkpoints import History, bars_off, generator_for, graceful_interrupt, require
+from rlhf_lab.training.configs import require
+from rlhf_lab.training.history import History
+from rlhf_lab.training.randomness import generator_for
+from rlhf_lab.training.steps import bars_off, graceful_interrupt
 
 BASELINES = ("none", "mean", "value")
 

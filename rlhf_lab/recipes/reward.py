@@ -15,19 +15,15 @@ from torch import Tensor
 from tqdm.auto import tqdm, trange
 
 from rlhf_lab.maths.preferences import accuracy, bradley_terry_loss, expected_accuracy, plackett_luce_loss
-from rlhf_lab.models.language_model import LanguageModel, TokenBatch, encode_prompts, encode_responses, make_batch
+from rlhf_lab.models.language_model import LanguageModel
 from rlhf_lab.models.reward_model import RewardModel
+from rlhf_lab.models.tokens import TokenBatch, encode_prompts, encode_responses, make_batch
 from rlhf_lab.records import Comparison, Ranking
-from rlhf_lab.training.checkpoints import (
-    History,
-    RunState,
-    clipped_step,
-    cosine_rate,
-    generator_for,
-    graceful_interrupt,
-    make_optimiser,
-    require,
-)
+from rlhf_lab.training.configs import require
+from rlhf_lab.training.history import History
+from rlhf_lab.training.optimisers import clipped_step, cosine_rate, make_optimiser
+from rlhf_lab.training.randomness import generator_for
+from rlhf_lab.training.steps import RunState, graceful_interrupt
 
 UNUSED = {"skipped": "skipped", "all_bad": "all bad", "done": "one tie"}  # why a ranking forms no pair, by its status
 

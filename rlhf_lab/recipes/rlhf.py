@@ -14,13 +14,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import trange
 
 from rlhf_lab.experience import invariants
-from rlhf_lab.experience.rollouts import Rollout, sample_responses
+from rlhf_lab.experience.rollouts import sample_responses
 from rlhf_lab.maths.kl import kl_k1, kl_k3
 from rlhf_lab.maths.objectives import (
     clip_fraction,
@@ -31,28 +32,17 @@ from rlhf_lab.maths.objectives import (
 )
 from rlhf_lab.maths.returns import gae
 from rlhf_lab.maths.tensors import masked_mean, masked_sum, masked_whiten
-from rlhf_lab.models.language_model import (
-    LanguageModel,
-    TokenBatch,
-    ValueHead,
-    forward,
-    length_groups,
-    make_batch,
-    response_log_probs,
-    token_log_probs,
-)
+from rlhf_lab.models.language_model import LanguageModel
 from rlhf_lab.models.reward_model import RewardModel
+from rlhf_lab.models.scoring import ValueHead, forward, response_log_probs, token_log_probs
+from rlhf_lab.models.tokens import Rollout, TokenBatch, length_groups, make_batch
 from rlhf_lab.records import Conversation, as_conversation
-from rlhf_lab.training.checkpoints import (
-    CheckpointError,
-    History,
-    RunState,
-    generator_for,
-    graceful_interrupt,
-    linear,
-    mean_rows,
-    require,
-)
+from rlhf_lab.training.configs import require
+from rlhf_lab.training.files import CheckpointError
+from rlhf_lab.training.history import History, mean_rows
+from rlhf_lab.training.optimisers import linear
+from rlhf_lab.training.randomness import generator_for
+from rlhf_lab.training.steps import RunState, graceful_interrupt
 
 # Rows that are scored again, iterations between, and the most of all forward tokens that this may take.
 CHECK_ROWS, CHECK_EVERY, CHECK_BUDGET = 2, 10, 0.02
@@ -155,6 +145,11 @@ class RLHFConfig:
         require(self.value in VALUES, "value", self.value, f"one of {VALUES}")
         rows, most = self.minibatch_rows, self.prompts_per_iteration
         require(rows <= most, "minibatch_rows", rows, f"at most prompts_per_iteration, {most}")
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """How replies are drawn, the same wherever a model is asked: in feedback, in PPO, in an evaluation."""
+        return {"temperature": self.temperature, "max_new_tokens": self.max_new_tokens}
 
 
 @dataclass(frozen=True)

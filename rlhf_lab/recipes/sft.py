@@ -13,27 +13,15 @@ import torch
 from tqdm.auto import trange
 
 from rlhf_lab.maths.tensors import masked_mean
-from rlhf_lab.models.language_model import (
-    LanguageModel,
-    TokenBatch,
-    encode_prompts,
-    encode_responses,
-    forward,
-    length_groups,
-    make_batch,
-    token_log_probs,
-)
+from rlhf_lab.models.language_model import LanguageModel
+from rlhf_lab.models.scoring import forward, token_log_probs
+from rlhf_lab.models.tokens import TokenBatch, encode_prompts, encode_responses, length_groups, make_batch
 from rlhf_lab.records import Demonstration
-from rlhf_lab.training.checkpoints import (
-    History,
-    RunState,
-    clipped_step,
-    cosine_rate,
-    generator_for,
-    graceful_interrupt,
-    make_optimiser,
-    require,
-)
+from rlhf_lab.training.configs import require
+from rlhf_lab.training.history import History
+from rlhf_lab.training.optimisers import clipped_step, cosine_rate, make_optimiser
+from rlhf_lab.training.randomness import generator_for
+from rlhf_lab.training.steps import RunState, graceful_interrupt
 
 
 @dataclass(frozen=True)

@@ -24,18 +24,13 @@ from gymnasium.spaces import Box, Discrete
 
 from rlhf_lab.maths.exact import TokenWorld
 from rlhf_lab.maths.mdp import TIMINGS, TabularMDP
-from rlhf_lab.models.language_model import (
-    LanguageModel,
-    encode_prompts,
-    find_model,
-    load_language_model,
-    load_tokenizer,
-)
+from rlhf_lab.models.language_model import LanguageModel, find_model, load_language_model, load_tokenizer
+from rlhf_lab.models.tokens import encode_prompts
 from rlhf_lab.records import Conversation, Message
 from rlhf_lab.worlds import town
 from rlhf_lab.worlds.town.facts import ATTRIBUTES, FACTS, PLACES
+from rlhf_lab.worlds.town.questions import FOLLOW_UPS, OTHER_PLACE, Prompt, draw_prompt, write_fact
 from rlhf_lab.worlds.town.sentences import SENTENCES, fill
-from rlhf_lab.worlds.town.skills import FOLLOW_UPS, OTHER_PLACE, Prompt, draw_prompt, write_fact
 
 MOST_MOVES = 50_000_000  # entries of a process's transitions, 400 MB
 BEST = 3.0  # the most that a reply can earn in Pebble Town

@@ -7,7 +7,7 @@ import control
 import study
 from rows import Arm, compute, put_rows, read_rows, read_setups, stale
 
-from rlhf_lab.evaluation import reports as evaluation
+from rlhf_lab.maths.intervals import mean_interval, paired_difference, ratio_of_means_bootstrap
 
 
 def column(rows, name):
@@ -18,11 +18,11 @@ def test_the_study_shows_what_the_chapters_say():
     rows = read_rows(study.SEEDS)
     base, sft, rlhf, oracle = (column(rows, f"reward_{model}") for model in ("base", "sft", "rlhf", "oracle"))
     assert len(rows) >= 10
-    assert evaluation.paired_difference(sft, base).low > 0
+    assert paired_difference(sft, base).low > 0
     won, possible = ([x - y for x, y in zip(model, sft, strict=True)] for model in (rlhf, oracle))
-    assert evaluation.mean_interval(won).low > 0
-    assert evaluation.ratio_of_means_bootstrap(won, possible).low > 0.75
-    plateau = evaluation.mean_interval(column(rows, "late_gain_oracle"))
+    assert mean_interval(won).low > 0
+    assert ratio_of_means_bootstrap(won, possible).low > 0.75
+    plateau = mean_interval(column(rows, "late_gain_oracle"))
     assert plateau.low < 0.02
     assert min(column(rows, "rm_held_out_pairs")) >= 3000
     short = [

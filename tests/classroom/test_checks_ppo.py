@@ -11,7 +11,7 @@ from rlhf_lab.maths import mdp
 from rlhf_lab.maths.kl import kl_k3
 from rlhf_lab.maths.objectives import clip_fraction, clipped_surrogate_objective, clipped_value_loss
 from rlhf_lab.maths.tensors import masked_mean
-from rlhf_lab.training.checkpoints import History
+from rlhf_lab.training.history import History
 
 CHECKS = [
     checks.check_clipped_surrogate,

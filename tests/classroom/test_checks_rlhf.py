@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import one_hot
 
 from rlhf_lab.classroom.checks import rlhf as checks
-from rlhf_lab.evaluation.reports import mean_interval, proportion_interval
+from rlhf_lab.maths.intervals import mean_interval, proportion_interval
 from rlhf_lab.maths.kl import kl_k1
 
 

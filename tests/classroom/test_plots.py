@@ -9,9 +9,10 @@ import pytest
 from matplotlib.figure import Figure
 
 from rlhf_lab.classroom import plots
-from rlhf_lab.evaluation import reports as evaluation
-from rlhf_lab.evaluation.reports import Interval, ModelReport
-from rlhf_lab.training.checkpoints import History
+from rlhf_lab.evaluation.policies import ModelReport
+from rlhf_lab.evaluation.reward_models import evaluate_reward_model
+from rlhf_lab.maths.intervals import Interval, mean_interval
+from rlhf_lab.training.history import History
 
 
 def history(steps=20, held_out=True):
@@ -132,7 +133,7 @@ def test_reliability_diagram_by_hand(ax):
 
 
 def test_reliability_diagram_takes_a_report_with_ties_and_empty_bins(ax):
-    report = evaluation.evaluate_reward_model([0.0, 9.0, 1.0], [0.0, 0.0, 2.0])
+    report = evaluate_reward_model([0.0, 9.0, 1.0], [0.0, 0.0, 2.0])
     plots.reliability_diagram(ax, report.confidence, report.agreed)
     assert len(ax.lines[1].get_xydata()) == 3
 
@@ -176,7 +177,7 @@ def test_paired_differences_show_every_seed_and_the_verdict(ax):
     plots.paired_differences(ax, {"up": up, "unclear": unclear, "one seed": [0.3]})
     dots = [line.get_xdata().tolist() for line in ax.lines if line.get_marker() == "o"]
     assert dots == [up, unclear, [0.3]]
-    interval = evaluation.mean_interval(up)
+    interval = mean_interval(up)
     bars = [list(line.get_xdata()) for line in ax.lines if line.get_marker() == "None"]
     assert bars[0] == [0, 0]
     assert bars[1] == [interval.low, interval.high]

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from rlhf_lab.classroom import report
-from rlhf_lab.evaluation import reports as evaluation
-from rlhf_lab.evaluation.reports import Interval, ModelReport
+from rlhf_lab.evaluation.policies import ModelReport, evaluate_replies, true_rewards
+from rlhf_lab.evaluation.reward_models import evaluate_reward_model
+from rlhf_lab.maths.intervals import Interval
 from rlhf_lab.records import as_conversation
-from rlhf_lab.training.checkpoints import History
+from rlhf_lab.training.history import History
 from rlhf_lab.worlds import town
 
 HOSTILE = "<script>alert(1)</script> & \"quoted\" 'x' <img src=x onerror=alert(2)> \ud800 \u202e"
@@ -28,7 +29,7 @@ def interval(mean, half=0.1, count=40):
 
 def full_report(mean):
     names = [f.name for f in fields(ModelReport) if f.name != "by_skill"]
-    quantities = evaluation.evaluate_replies([]) | {"true_reward": interval(mean)}
+    quantities = evaluate_replies([]) | {"true_reward": interval(mean)}
     return ModelReport(**{name: interval(mean) for name in names}, by_skill={"ask": quantities})
 
 
@@ -67,7 +68,7 @@ def summary(town_conversations):
         reports=models,
         config=Config(),
         seconds={"sft": 1.5, "rlhf": 2.5},
-        reward_model=evaluation.evaluate_reward_model([1.0, 2.0], [0.0, 3.0], agreement=[0.9, 0.5]),
+        reward_model=evaluate_reward_model([1.0, 2.0], [0.0, 3.0], agreement=[0.9, 0.5]),
         differences={"RLHF against SFT": interval(0.2, 0.05)},
         history=history(),
         scores={"sft": [0.0, 1.0], "rlhf": [1.0, 2.0]},
@@ -144,7 +145,7 @@ def test_what_is_unknown_is_null_and_the_schema_allows_it(summary):
         replace(
             summary,
             reports=dict.fromkeys(("base", "sft", "rlhf"), foreign),
-            reward_model=evaluation.evaluate_reward_model([1.0], [0.0]),
+            reward_model=evaluate_reward_model([1.0], [0.0]),
             differences={},
         )
     )
@@ -201,7 +202,7 @@ def test_examples_go_round_the_skills(town_conversations):
     assert examples[0].conversation == town_conversations[first]
     assert examples[len(order)].conversation == town_conversations[second]
     assert examples[0].replies == {"sft": f"sft {first}", "rlhf": f"rlhf {first}"}
-    truth = evaluation.true_rewards(replies["sft"])
+    truth = true_rewards(replies["sft"])
     assert examples[len(order)].rewards["sft"] == truth[second]
 
 

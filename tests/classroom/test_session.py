@@ -11,8 +11,9 @@ from hypothesis import given, settings, strategies as st
 
 from rlhf_lab.classroom.widgets import session as session_module
 from rlhf_lab.classroom.widgets.plain import MOST_LINES, RankingView
-from rlhf_lab.classroom.widgets.session import NotSaved, Progress, RankingSession
-from rlhf_lab.feedback.jsonl import FeedbackError, read_events, write_events
+from rlhf_lab.classroom.widgets.session import Progress, RankingSession
+from rlhf_lab.feedback.events import NotSaved, read_events, write_events
+from rlhf_lab.feedback.lines import FeedbackError
 from rlhf_lab.records import Comment, Ranking, as_conversation
 
 ITEMS = [("Where is the zoo?", ["a", "b", "c"]), ("When?", ["d", "e"]), ("Why?", ["f", "g", "h", "i"])]

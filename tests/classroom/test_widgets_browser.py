@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from rlhf_lab.feedback.jsonl import read_events
+from rlhf_lab.feedback.events import read_events
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM_FLAGS = [

@@ -6,7 +6,8 @@ from test_rollouts import PROMPTS, sample, word_model
 
 from rlhf_lab.experience import invariants
 from rlhf_lab.experience.invariants import InvariantViolation
-from rlhf_lab.models.language_model import LanguageModel, forward, response_log_probs, token_log_probs
+from rlhf_lab.models.language_model import LanguageModel
+from rlhf_lab.models.scoring import forward, response_log_probs, token_log_probs
 from rlhf_lab.recipes import rlhf
 
 torch.set_num_threads(1)

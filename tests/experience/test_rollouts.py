@@ -11,7 +11,9 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rlhf_lab.experience.rollouts import _draw, sample_responses
-from rlhf_lab.models.language_model import LanguageModel, ValueHead, forward, make_batch, response_log_probs
+from rlhf_lab.models.language_model import LanguageModel
+from rlhf_lab.models.scoring import ValueHead, forward, response_log_probs
+from rlhf_lab.models.tokens import make_batch
 
 torch.set_num_threads(1)
 WORDS = ("<|pad|>", "<|end|>", "a", "b", "c", "d")

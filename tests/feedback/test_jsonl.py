@@ -9,21 +9,12 @@ import re
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from rlhf_lab.feedback import jsonl
-from rlhf_lab.feedback.jsonl import (
-    FeedbackError,
-    Withdrawal,
-    event_line,
-    read_event_lines,
-    read_events,
-    read_preferences,
-    write_csv,
-    write_events,
-    write_preferences,
-    write_unpaired,
-)
+from rlhf_lab.feedback import formats as jsonl
+from rlhf_lab.feedback.events import Withdrawal, event_line, read_event_lines, read_events, write_events
+from rlhf_lab.feedback.formats import read_preferences, write_csv, write_preferences, write_unpaired
+from rlhf_lab.feedback.lines import FeedbackError
 from rlhf_lab.records import Comment, Comparison, Demonstration, Edit, Message, Ranking, Rating, as_conversation
-from rlhf_lab.training.checkpoints import SaveError
+from rlhf_lab.training.files import SaveError
 
 GOOD = {"prompt": "Hi", "chosen": "Hello.", "rejected": "Go away."}
 USER = {"role": "user", "content": "Hi"}

@@ -12,23 +12,11 @@ from conftest import save_gpt2
 from transformers import BertConfig, BertForMaskedLM, GPT2Model, GraniteConfig, GraniteForCausalLM
 
 from rlhf_lab.models import language_model
-from rlhf_lab.models.language_model import (
-    LanguageModel,
-    ModelError,
-    ValueHead,
-    decode_responses,
-    encode_prompts,
-    encode_responses,
-    forward,
-    length_groups,
-    load_language_model,
-    make_batch,
-    response_log_probs,
-    token_log_probs,
-    wrap_model,
-)
+from rlhf_lab.models.language_model import LanguageModel, ModelError, load_language_model, wrap_model
+from rlhf_lab.models.scoring import ValueHead, forward, response_log_probs, token_log_probs
+from rlhf_lab.models.tokens import decode_responses, encode_prompts, encode_responses, length_groups, make_batch
 from rlhf_lab.records import Message, as_conversation
-from rlhf_lab.training.checkpoints import SaveError, load_checkpoint, save_checkpoint
+from rlhf_lab.training.files import SaveError, load_checkpoint, save_checkpoint
 
 torch.set_num_threads(1)
 TURNS = (Message("user", "Where is the zoo?"), Message("assistant", "By the river."), Message("user", "Thanks."))

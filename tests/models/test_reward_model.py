@@ -7,15 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
-from rlhf_lab.models.language_model import (
-    ModelError,
-    TokenBatch,
-    encode_prompts,
-    encode_responses,
-    forward,
-    make_batch,
-)
+from rlhf_lab.models.language_model import ModelError
 from rlhf_lab.models.reward_model import RewardModel, load_reward_model
+from rlhf_lab.models.scoring import forward
+from rlhf_lab.models.tokens import TokenBatch, encode_prompts, encode_responses, make_batch
 from rlhf_lab.records import Message, as_conversation
 
 torch.set_num_threads(1)

@@ -17,7 +17,7 @@ from rlhf_lab.experience.episodes import Runner, make_envs
 from rlhf_lab.maths.mdp import chain, value_iteration
 from rlhf_lab.models.policies import perceptron
 from rlhf_lab.recipes.dqn import DQNConfig, Memory, dqn, exploration_rate, exploring, td_loss
-from rlhf_lab.training.checkpoints import generator_for
+from rlhf_lab.training.randomness import generator_for
 
 torch.set_num_threads(1)
 few = settings(max_examples=30, deadline=None)

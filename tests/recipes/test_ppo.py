@@ -17,7 +17,7 @@ from rlhf_lab.maths.mdp import chain
 from rlhf_lab.maths.tensors import length_mask
 from rlhf_lab.models.policies import CategoricalPolicy, TabularPolicy, TabularValue, Value, sampling
 from rlhf_lab.recipes.ppo import PPOConfig, minibatches, ppo, ppo_losses, prepare
-from rlhf_lab.training.checkpoints import generator_for
+from rlhf_lab.training.randomness import generator_for
 
 torch.set_num_threads(1)
 few = settings(max_examples=40, deadline=None)

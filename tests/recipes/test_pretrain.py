@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from rlhf_lab.models.language_model import encode_prompts, load_language_model
-from rlhf_lab.recipes import pretrain as run_pretraining
+from rlhf_lab.models.language_model import load_language_model
+from rlhf_lab.models.tokens import encode_prompts
 from rlhf_lab.recipes.pretrain import (
     SIZES,
     SPECIAL_TOKENS,
@@ -17,12 +17,14 @@ from rlhf_lab.recipes.pretrain import (
     PretrainConfig,
     _backward,
     _new_model,
+    pretrain as run_pretraining,
     step_rows,
     train_tokenizer,
     wrap_model,
 )  # fmt: skip
 from rlhf_lab.records import Message
-from rlhf_lab.training.checkpoints import CheckpointError, make_optimiser
+from rlhf_lab.training.files import CheckpointError
+from rlhf_lab.training.optimisers import make_optimiser
 
 torch.set_num_threads(1)
 PLACES = ("library", "zoo", "museum", "old railway station")

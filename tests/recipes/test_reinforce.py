@@ -18,7 +18,7 @@ from rlhf_lab.maths.tensors import length_mask
 from rlhf_lab.models.policies import TabularPolicy, TabularValue, sampling
 from rlhf_lab.recipes.ppo import PPOConfig, ppo
 from rlhf_lab.recipes.reinforce import ReinforceConfig, fit_value, leashed, others_mean, reinforce, weights
-from rlhf_lab.training.checkpoints import generator_for
+from rlhf_lab.training.randomness import generator_for
 
 torch.set_num_threads(1)
 FAST = ReinforceConfig(iterations=6, episodes=4, evaluate_every=2, max_steps=30)

@@ -7,19 +7,21 @@ import sys
 import pytest
 import torch
 
-from rlhf_lab.models.language_model import encode_prompts, encode_responses, make_batch
 from rlhf_lab.models.reward_model import RewardModel
-from rlhf_lab.recipes import RewardConfig, train_reward_model
+from rlhf_lab.models.tokens import encode_prompts, encode_responses, make_batch
 from rlhf_lab.recipes.reward import (
+    RewardConfig,
     encode_feedback,
     held_out_quality,
     keep_best,
     preference_gradient,
     split_by_prompt,
     step_rows,
+    train_reward_model,
 )  # fmt: skip
 from rlhf_lab.records import Comparison, Ranking, as_conversation
-from rlhf_lab.training.checkpoints import CheckpointError, generator_for
+from rlhf_lab.training.files import CheckpointError
+from rlhf_lab.training.randomness import generator_for
 
 torch.set_num_threads(1)
 PROMPTS = [as_conversation(text) for text in ("Where is the zoo?", "Hi", "Write a story about Mia.", "Who?")]

@@ -9,11 +9,12 @@ import torch
 from test_rollouts import PROMPTS, WORDS, word_model
 
 from rlhf_lab.experience.rollouts import sample_responses
-from rlhf_lab.models.language_model import ValueHead, forward, response_log_probs
 from rlhf_lab.models.reward_model import RewardModel
+from rlhf_lab.models.scoring import ValueHead, forward, response_log_probs
 from rlhf_lab.recipes import rlhf
 from rlhf_lab.recipes.rlhf import OptimiserConfig, RLHFConfig, train_rlhf
-from rlhf_lab.training.checkpoints import CheckpointError, generator_for, load_checkpoint
+from rlhf_lab.training.files import CheckpointError, load_checkpoint
+from rlhf_lab.training.randomness import generator_for
 
 torch.set_num_threads(1)
 SMALL = RLHFConfig(

@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from rlhf_lab.experience.rollouts import sample_responses
-from rlhf_lab.models.language_model import decode_responses, encode_prompts, encode_responses, make_batch
-from rlhf_lab.recipes import SFTConfig, fine_tune
-from rlhf_lab.recipes.sft import imitation_gradient
+from rlhf_lab.models.tokens import decode_responses, encode_prompts, encode_responses, make_batch
+from rlhf_lab.recipes.sft import SFTConfig, fine_tune, imitation_gradient
 from rlhf_lab.records import Demonstration, as_conversation
-from rlhf_lab.training.checkpoints import CheckpointError
+from rlhf_lab.training.files import CheckpointError
 
 torch.set_num_threads(1)
 PAIRS = [

@@ -11,23 +11,19 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_lab.training import checkpoints
-from rlhf_lab.training.checkpoints import (
+from rlhf_lab.training import files as checkpoints
+from rlhf_lab.training.files import (
     CheckpointError,
-    History,
-    RunState,
     SaveError,
-    bars_off,
-    clipped_step,
-    cosine_rate,
-    generator_for,
-    graceful_interrupt,
     load_checkpoint,
-    make_optimiser,
     new_folder,
     save_checkpoint,
     write_text_atomic,
 )
+from rlhf_lab.training.history import History
+from rlhf_lab.training.optimisers import clipped_step, cosine_rate, make_optimiser
+from rlhf_lab.training.randomness import generator_for
+from rlhf_lab.training.steps import RunState, bars_off, graceful_interrupt
 
 torch.set_num_threads(1)
 

@@ -12,8 +12,9 @@ from rlhf_lab.maths.preferences import plackett_luce_loss
 from rlhf_lab.records import Message, as_conversation
 from rlhf_lab.worlds import town
 from rlhf_lab.worlds.town.facts import ATTRIBUTES, FACTS, HELD_OUT_NAMES, HELD_OUT_PAIRS, PLACES, VALUES
+from rlhf_lab.worlds.town.questions import QUESTIONS, _resolve_questions
 from rlhf_lab.worlds.town.sentences import SENTENCES, SLOTS, fill, parse_reply, parse_sentence
-from rlhf_lab.worlds.town.skills import QUESTIONS, _resolve_questions, write_reply
+from rlhf_lab.worlds.town.skills import write_reply
 
 AUTHORS = {"web": town.WEB, "demonstrator": town.DEMONSTRATOR, "good": town.GOOD, "bad": town.BAD}
 EVERY_PROMPT = town.prompts("train", 300, seed=3) + town.prompts("held_out", 300, seed=3)

@@ -9,7 +9,7 @@ from operator import eq
 import torch
 from torch import Tensor
 
-from rlhf_lab.evaluation.reports import Interval
+from rlhf_lab.maths.intervals import Interval
 
 IN_PLACE = "an argument is changed in place, and the caller still needs it: work on a copy"
 RAISED = "your function raised this; the traceback above names the line"

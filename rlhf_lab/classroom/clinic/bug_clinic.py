@@ -22,16 +22,17 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from rlhf_lab.classroom.checks.compare import changed, compare, exercise, odd_tensors, same_tensors
-from rlhf_lab.evaluation.reports import Interval, mean_interval
 from rlhf_lab.experience import invariants
 from rlhf_lab.experience.episodes import Episodes, Runner, make_envs
 from rlhf_lab.maths.exact import TokenWorld
+from rlhf_lab.maths.intervals import Interval, mean_interval
 from rlhf_lab.maths.kl import kl_k1, kl_k3
 from rlhf_lab.maths.objectives import entropy, explained_variance
 from rlhf_lab.maths.returns import gae, lambda_returns, leave_one_out_advantages, td_errors
 from rlhf_lab.maths.tensors import check_data, length_mask, masked_mean, masked_sum, masked_whiten
 from rlhf_lab.models.policies import draw, greedy, gru_agent
-from rlhf_lab.training.checkpoints import History, generator_for
+from rlhf_lab.training.history import History
+from rlhf_lab.training.randomness import generator_for
 from rlhf_lab.worlds import town
 from rlhf_lab.worlds.envs import KINDS, DialogueEnv, write_kind
 

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import ipywidgets as widgets
 
-from rlhf_lab.classroom.widgets.session import NotSaved, RankingSession
+from rlhf_lab.classroom.widgets.session import RankingSession
+from rlhf_lab.feedback.events import NotSaved
 
 LINE_LENGTH, MOST_LINES = 64, 12  # characters a line is taken to hold; longer texts scroll
 # The only HTML in this view, and constant. Without it all is still there, only paler.

@@ -5,118 +5,21 @@ an event log and flushed to the disk before it is called saved, so a kill at any
 was. What is taken back is not erased: a later line withdraws it. Chapters 00 and 08.
 """
 
-import os
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # Windows: a second writer is then told by the size of the file alone
-    fcntl = None
-
-from rlhf_lab.feedback.jsonl import FeedbackError, Withdrawal, event_line, read_event_lines, read_events
-from rlhf_lab.records import Conversation, Ranking, as_conversation
+from rlhf_lab.feedback.events import EventLog, NotSaved, Withdrawal, read_events
+from rlhf_lab.feedback.lines import FeedbackError
+from rlhf_lab.records import (
+    Conversation,
+    Ranking,
+    as_conversation,
+)
 
 Item = tuple[Conversation, tuple[str, ...]]
 Tiers = tuple[tuple[int, ...], ...]
-
-
-class NotSaved(OSError):
-    """A judgement is kept in memory but is not on the disk; the message says why and what to do."""
-
-
-class EventLog:
-    """An event log that grows one flushed line at a time; the file is made at the first append.
-
-    An incomplete last line, left by a writer that died, is cut off before the next one is written. The file
-    is open, and locked, only while a line is written; that its size is the expected one shows that nobody
-    else wrote to it since.
-
-    Attributes:
-        standing: {line number: event} that was in the file when it was opened, without what was withdrawn.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._lines = self._size = self._torn = 0
-        self.standing = {}
-        if self.path.exists():
-            log = read_event_lines(self.path)
-            self._lines, self._size, self._torn, self.standing = log.lines, log.size, log.torn, log.standing
-            if self.path.stat().st_size != self._size + self._torn:
-                raise FeedbackError(self.path, ": is compressed; expected a plain event log. Unpack it first")
-
-    def append(self, event: Ranking | Withdrawal) -> int:
-        """Write one line, flush it to the disk, and return its number.
-
-        Raises:
-            NotSaved: nothing was added; the message holds the reason and a remedy.
-        """
-        data = event_line(event).encode("ascii") + b"\n"
-        try:
-            with self._opened() as file:
-                if self._size and file.seek(self._size - 1) >= 0 and file.read(1) != b"\n":
-                    data = b"\n" + data
-                self._write(file, data)
-        except NotSaved:
-            raise
-        except OSError as error:
-            remedy = "Free some space, or choose a file in a folder you may write to"
-            raise NotSaved(f"{self.path} cannot be written ({error.strerror or error}). {remedy}") from error
-        self._size, self._lines, self._torn = self._size + len(data), self._lines + 1, 0
-        return self._lines
-
-    @contextmanager
-    def _opened(self) -> Iterator[FileIO]:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "ab+", buffering=0) as file:
-            _lock(file)
-            if os.fstat(file.fileno()).st_size != self._size + self._torn:
-                problem = f"{self.path} was changed by another session or program since this session read it"
-                raise NotSaved(f"{problem}. Close one of the two and make the session again")
-            if self._torn:
-                file.truncate(self._size)
-            yield file
-
-    def _write(self, file: FileIO, data: bytes) -> None:
-        rest = memoryview(data)
-        try:
-            while rest:
-                rest = rest[file.write(rest) :]
-            os.fsync(file.fileno())
-            if not self._lines:
-                _flush_folder(self.path.parent)
-        except BaseException:  # also when the reader interrupts
-            with suppress(OSError):
-                file.truncate(self._size)
-            self._torn = os.fstat(file.fileno()).st_size - self._size
-            raise
-
-
-def _lock(file: FileIO) -> None:
-    """Keep other sessions out until the file is closed, where the file system knows locks."""
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise NotSaved(f"{file.name} is locked by another program. Close that and try again") from None
-    except OSError:  # some network file systems have no locks
-        pass
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make the name of a new file as safe as its content; only POSIX can and need do this."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 @dataclass(eq=False)

@@ -5,16 +5,8 @@ from random import Random
 
 from rlhf_lab.records import Demonstration, Message
 from rlhf_lab.worlds.town.facts import ATTRIBUTES, FACTS, PLACES, VALUES
-from rlhf_lab.worlds.town.skills import (
-    DEMONSTRATOR,
-    SKILLS,
-    WEB,
-    Author,
-    draw_prompt,
-    prompts,
-    write_fact,
-    write_reply,
-)
+from rlhf_lab.worlds.town.questions import SKILLS, draw_prompt, prompts, write_fact
+from rlhf_lab.worlds.town.skills import DEMONSTRATOR, WEB, Author, write_reply
 
 PAGES = 0.15  # share of the web without a question
 

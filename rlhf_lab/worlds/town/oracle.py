@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 from rlhf_lab.records import Conversation
 from rlhf_lab.worlds.town.facts import FACTS
+from rlhf_lab.worlds.town.questions import Prompt, recognise
 from rlhf_lab.worlds.town.sentences import VALUE_SLOT, Parsed, parse_reply, parse_sentence, split_sentences
-from rlhf_lab.worlds.town.skills import Prompt, recognise, translation
+from rlhf_lab.worlds.town.skills import translation
 
 WEIGHTS = {"helpful": 2.0, "truthful": 1.0, "harmless": 2.0, "form": 1.0}
 OFFSET = -3.0

@@ -1,0 +1,123 @@
+"""Text measured against text: perplexity, BLEU, ROUGE."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from rlhf_lab.maths.intervals import Interval, mean_interval, ratio_of_means_bootstrap
+from rlhf_lab.maths.tensors import length_mask, masked_sum
+from rlhf_lab.models.language_model import LanguageModel
+
+
+@torch.no_grad()
+def document_nll(lm: LanguageModel, texts: Sequence[str], micro_batch: int = 16) -> tuple[np.ndarray, np.ndarray]:
+    """Negative log-likelihood of each document and the number of tokens it is over.
+
+        nll[i] = -sum over t >= 2 of log p(token t | tokens before t),    tokens[i] = length - 1
+
+    Args:
+        texts: N documents, tokenised as the tokenizer does by default; what exceeds the context is cut off.
+        micro_batch: documents in one pass, of similar length, padded on the right under a mask.
+
+    Returns:
+        nll [N] in nats and tokens [N].
+
+    Raises:
+        ValueError: no documents, or one of fewer than two tokens.
+    """
+    rows = [lm.tokenizer(text)["input_ids"][: lm.max_length] for text in texts]
+    short = [i for i, row in enumerate(rows) if len(row) < 2]
+    if short or not rows:
+        got = f"texts[{short[0]}] = {texts[short[0]]!r}" if short else "none"
+        raise ValueError(f"texts must be documents of at least 2 tokens, got {got}")
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    nll = np.zeros(len(rows))
+    for start in range(0, len(rows), micro_batch):
+        part = order[start : start + micro_batch]
+        nll[part] = _batch_nll(lm, [rows[i] for i in part]).cpu().numpy()
+    return nll, np.array([len(row) - 1 for row in rows])
+
+
+def _batch_nll(lm, rows) -> Tensor:
+    """Sums [b] over the real tokens but the first of each row."""
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [lm.pad_id] * (width - len(row)) for row in rows], device=lm.device)  # [b, T]
+    mask = length_mask(torch.tensor([len(row) for row in rows], device=lm.device), width)
+    with lm.autocast():
+        logits = lm.model(ids, attention_mask=mask.long(), use_cache=False).logits[:, :-1]
+    losses = cross_entropy(logits.float().transpose(1, 2), ids[:, 1:], reduction="none")  # [b, T - 1]
+    return masked_sum(losses.double(), mask[:, 1:], dim=1)
+
+
+def perplexity(lm: LanguageModel, texts: Sequence[str], micro_batch: int = 16) -> Interval:
+    """exp(mean nats per token) over documents: all their tokens but the first, each token with equal weight.
+
+    The interval is from resampling documents, since the tokens of one document are not independent.
+    Perplexities of models with different tokenizers cannot be compared: their tokens are different things.
+
+    Example:
+        >>> from rlhf_lab.models.language_model import load_language_model
+        >>> lm = load_language_model("tiny")
+        >>> perplexity(lm, ["The library closes at six."]).mean < perplexity(lm, ["Six at the closes."]).mean
+        True
+
+    Source: Jurafsky and Martin, Speech and Language Processing, chapter on n-gram models. Chapter 07.
+    """
+    nats = ratio_of_means_bootstrap(*document_nll(lm, texts, micro_batch), resamples=1000)
+    return Interval(math.exp(nats.mean), math.exp(nats.low), _exp(nats.high), nats.count)
+
+
+def _exp(x) -> float:
+    return math.exp(x) if x < 700 else math.inf
+
+
+def bleu(replies: Sequence[str], references: Sequence[str], tokenize: str = "zh") -> float:
+    """Corpus BLEU in [0, 100], one reference a reply, through sacrebleu.
+
+    Args:
+        tokenize: sacrebleu's tokenizer; "zh" parts Chinese into characters and the rest into words, "13a" is
+            for European languages. A score says nothing without it.
+
+    Example:
+        >>> round(bleu(["博物馆十点开门。"], ["博物馆十点开门。"]))
+        100
+
+    Source: Papineni et al. 2002; Post 2018, A Call for Clarity in Reporting BLEU Scores. Chapter 07.
+    """
+    from sacrebleu import corpus_bleu  # costs a second that only this needs
+
+    _check_pairs(replies, references)
+    return corpus_bleu(list(replies), [list(references)], tokenize=tokenize).score
+
+
+def rouge(replies: Sequence[str], references: Sequence[str]) -> dict[str, Interval]:
+    """Mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L in [0, 1] with intervals, through rouge-score.
+
+    Its tokenizer keeps a-z and 0-9 only, so a reference in another script would score 0 whatever the reply:
+    that is refused. No stemming.
+
+    Example:
+        >>> round(rouge(["Mia met a fox."], ["Mia met a cat."])["rouge1"].mean, 2)
+        0.75
+
+    Source: Lin 2004, ROUGE: A Package for Automatic Evaluation of Summaries. Chapter 07.
+    """
+    from rouge_score.rouge_scorer import RougeScorer  # costs a second that only this needs
+
+    _check_pairs(replies, references)
+    foreign = [text for text in references if not any(c.isascii() and c.isalnum() for c in text)]
+    if foreign:
+        raise ValueError(f"references must hold words in a-z or 0-9, got {foreign[0]!r}; use bleu for other scripts")
+    kinds = ["rouge1", "rouge2", "rougeL"]
+    scorer = RougeScorer(kinds)
+    scores = [scorer.score(reference, reply) for reply, reference in zip(replies, references, strict=True)]
+    return {kind: mean_interval([score[kind].fmeasure for score in scores]) for kind in kinds}
+
+
+def _check_pairs(replies, references) -> None:
+    if isinstance(replies, str) or isinstance(references, str) or len(replies) != len(references) or not replies:
+        raise ValueError("replies and references must be two non-empty lists of the same length, one text a row")

@@ -1,0 +1,50 @@
+"""Replies for people and simulated raters to judge."""
+
+from collections.abc import Sequence
+
+import torch
+
+from rlhf_lab.experience.rollouts import sample_responses
+from rlhf_lab.models.language_model import LanguageModel
+from rlhf_lab.records import Conversation, Ranking
+from rlhf_lab.training.randomness import generator_for
+from rlhf_lab.worlds.town.oracle import score_replies
+from rlhf_lab.worlds.town.raters import CAREFUL, Rater
+
+
+def rank_replies(
+    lm: LanguageModel,
+    prompts: Sequence[Conversation],
+    replies: int = 4,
+    generator: torch.Generator | None = None,
+    *,
+    rater: Rater = CAREFUL,
+    temperature: float = 0.7,
+    max_new_tokens: int = 64,
+) -> list[Ranking]:
+    """Sample replies to prompts of the town and let a simulated rater rank those that differ.
+
+    Args:
+        lm: who replies.
+        prompts: of the town, each once or more often.
+        replies: sampled for each prompt, 2 to 8.
+        generator: of replies and of the rater's noise; the stream "rankings" of seed 0 if None.
+        rater: who ranks.
+        temperature, max_new_tokens: how replies are drawn; the defaults are those of `RLHFConfig`.
+
+    Returns:
+        A Ranking of each prompt with at least two different replies, in the order of the prompts.
+
+    Chapters 00, 08, 10.
+    """
+    generator = generator or generator_for(0, "rankings")
+    rows = [prompt for prompt in prompts for _ in range(replies)]
+    law = {"temperature": temperature, "max_new_tokens": max_new_tokens}
+    rollout = sample_responses(lm, rows, generator=generator, **law)
+    rankings = []
+    for i, prompt in enumerate(prompts):
+        texts = list(dict.fromkeys(rollout.texts[i * replies : (i + 1) * replies]))
+        if len(texts) > 1:
+            verdicts = score_replies([prompt] * len(texts), texts)
+            rankings.append(rater.rank(prompt, texts, verdicts, generator))
+    return rankings

@@ -1,0 +1,113 @@
+"""The numbers of a run, one row a step."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from rlhf_lab.training.files import write_text_atomic
+
+
+class History:
+    """Numbers of a run, one row per step; a row need not have every column.
+
+    Example:
+        >>> history = History()
+        >>> history.add(step=0, loss=2.0)
+        >>> history.add(step=1, loss=1.5, accuracy=0.6)
+        >>> history.column("loss")[1], history.last("accuracy")
+        (array([2. , 1.5]), 0.6)
+        >>> history
+        step  loss  accuracy
+           0     2         -
+           1   1.5       0.6
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float | None]] = []
+
+    def add(self, step: int, *parts: Mapping[str, float | None], **numbers: float | None) -> None:
+        """Append a row of all the parts; None stands for a number that does not exist at this step.
+
+        Raises:
+            FloatingPointError: a number is NaN or infinite; the message names it and the step.
+            ValueError: two parts have a name in common, as where `evaluate` returns what a recipe logs itself.
+        """
+        row: dict[str, float | None] = {}
+        for part in (*parts, numbers):
+            if twice := row.keys() & part.keys():
+                raise ValueError(f"{min(twice)!r} is there twice at step {step}; evaluate must give it another name")
+            row |= {name: None if value is None else float(value) for name, value in part.items()}
+        for name, value in row.items():
+            if value is not None and not math.isfinite(value):
+                raise FloatingPointError(f"{name} is {value} at step {step}")
+        self.rows.append({"step": int(step)} | row)
+
+    def column(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """(steps, values) of the rows that have `name`, as arrays.
+
+        Raises:
+            KeyError: no row has it; names those there are.
+        """
+        rows = [(row["step"], row[name]) for row in self.rows if row.get(name) is not None]
+        if not rows:
+            raise KeyError(f"no row has {name!r}; there are {self.names()}")
+        steps, values = zip(*rows, strict=True)
+        return np.array(steps), np.array(values)
+
+    def names(self) -> list[str]:
+        """Every column but step, in the order of appearance."""
+        return list(dict.fromkeys(name for row in self.rows for name in row if name != "step"))
+
+    def last(self, name: str) -> float:
+        """The newest value of a column; KeyError as `column`."""
+        return float(self.column(name)[1][-1])
+
+    def to_list(self) -> list[dict]:
+        """The rows as plain dictionaries, for JSON and checkpoints."""
+        return [dict(row) for row in self.rows]
+
+    @classmethod
+    def from_list(cls, rows: list[dict]) -> "History":
+        """The inverse of `to_list`."""
+        history = cls()
+        history.rows = [dict(row) for row in rows]
+        return history
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write one line per row; an empty field where a row lacks a column."""
+        names = ["step", *self.names()]
+        lines = [",".join(names)]
+        lines += [",".join("" if row.get(n) is None else repr(row[n]) for n in names) for row in self.rows]
+        write_text_atomic(path, "\n".join(lines) + "\n")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, History) and self.rows == other.rows
+
+    def __repr__(self) -> str:
+        if not self.rows:
+            return "History without rows"
+        names = ["step", *self.names()]
+        shown = self.rows
+        if len(self) > 8:
+            shown = self.rows[:2] + [dict.fromkeys(names, "...")] + self.rows[-5:]
+        table = [names] + [[_cell(row.get(name)) for name in names] for row in shown]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in table)
+
+
+def _cell(value: float | str | None) -> str:
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def mean_rows(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Column means of rows with the same columns; nothing of no rows.
+
+    >>> mean_rows([{"loss": 1.0}, {"loss": 2.0}])
+    {'loss': 1.5}
+    """
+    return {name: sum(row[name] for row in rows) / len(rows) for name in (rows[0] if rows else ())}

@@ -1,0 +1,59 @@
+"""Optimisers, learning rates, and a step that never takes a gradient which is not finite."""
+
+import math
+
+import torch
+
+
+def make_optimiser(
+    model: torch.nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    betas: tuple[float, float] = (0.9, 0.95),
+) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices only, as nearly every language-model recipe has it."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
+
+
+def cosine_rate(step: int, steps: int, warmup: int, floor: float = 0.0) -> float:
+    """Factor of the peak learning rate: linear warm-up, then a half cosine down to `floor`.
+
+    >>> [round(cosine_rate(step, 10, 2), 2) for step in (0, 1, 2, 9)]
+    [0.5, 1.0, 1.0, 0.04]
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def linear(first: float, last: float, done: float) -> float:
+    """A number on its way from `first` to `last`, of which the share `done` is behind.
+
+    >>> linear(1.0, 0.1, 0.5)
+    0.55
+    """
+    return first + (last - first) * done
+
+
+def clipped_step(
+    model: torch.nn.Module, optimiser: torch.optim.Optimizer, rate: float, max_norm: float, step: int
+) -> float:
+    """Clip the gradient, step with learning rate `rate`, clear it; returns the norm before clipping.
+
+    Raises:
+        FloatingPointError: the gradient is not finite; the weights are as they were.
+    """
+    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm))
+    if not math.isfinite(norm):
+        raise FloatingPointError(f"the gradient norm is {norm} at step {step}; lower the learning rate, check the data")
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    return norm
