@@ -10,7 +10,7 @@ On top of it come six rungs with all repairs but one. One core, some ten seconds
 import torch
 from rows import RESULTS as FOLDER, Arm, compute, numbers_of, options
 
-from rlhf_lab.classroom.clinic import bug_clinic as clinic
+from rlhf_lab.classroom import clinic
 
 RESULTS = FOLDER / "dialogue_agent.csv"
 SEEDS = 5

@@ -1,10 +1,20 @@
 """The clinic of chapter 06: its healthy parts are exact, each repair passes, and each realistic mistake is named."""
 
+import json
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
-from rlhf_lab.classroom.clinic import bug_clinic as clinic
-from rlhf_lab.classroom.clinic.bug_clinic import CASES, METHODS, Parts, grade, grade_method
+from rlhf_lab.classroom import clinic
+from rlhf_lab.classroom.clinic import CASES, Parts, grade, grade_method
+from rlhf_lab.classroom.clinic.agent import ready_of_agent, td_errors_of_agent
+from rlhf_lab.classroom.clinic.agent_checks import METHODS
+from rlhf_lab.classroom.clinic.cases import SUSPECTS
+from rlhf_lab.classroom.clinic.exercises import WHITEN_FAULTS
+from rlhf_lab.classroom.clinic.oracles import gradient_oracle
+from rlhf_lab.classroom.clinic.parts import GROUP, clipped, ratio_to_sampler
 from rlhf_lab.maths import objectives
 from rlhf_lab.maths.returns import gae, leave_one_out_advantages
 from rlhf_lab.maths.tensors import length_mask, masked_mean, masked_sum, masked_whiten
@@ -27,7 +37,7 @@ def test_the_truth_is_the_derivative_of_the_objective():
 
 
 def test_the_healthy_step_is_the_truth():
-    torch.testing.assert_close(clinic.gradient_oracle(Parts()), clinic.gradient_oracle(None), rtol=0, atol=1e-12)
+    torch.testing.assert_close(gradient_oracle(Parts()), gradient_oracle(None), rtol=0, atol=1e-12)
 
 
 def test_exact_values_are_those_of_the_world_where_there_is_no_leash():
@@ -41,7 +51,7 @@ def test_exact_values_are_those_of_the_world_where_there_is_no_leash():
 def test_healthy_parts_are_the_library():
     generator = torch.Generator().manual_seed(0)
     new, old, advantages = torch.randn(3, 4, 5, generator=generator, dtype=torch.float64)
-    ours = clinic.clipped(clinic.ratio_to_sampler(new, old), advantages)
+    ours = clipped(ratio_to_sampler(new, old), advantages)
     torch.testing.assert_close(ours, objectives.clipped_surrogate_objective(new, old, advantages, clinic.CLIP))
 
 
@@ -52,7 +62,7 @@ def test_every_fault_changes_what_its_oracle_sees(name):
 
 
 def test_suspects_and_cases_fit_together():
-    assert sorted(case.suspect for case in CASES.values()) == sorted(clinic.SUSPECTS)
+    assert sorted(case.suspect for case in CASES.values()) == sorted(SUSPECTS)
     for case in CASES.values():
         assert case.part in case.faults or case.suspect == "k1 in loss"
 
@@ -139,7 +149,7 @@ def test_a_repair_leaves_its_arguments_alone(name):
 
 def test_a_group_may_have_any_size():
     with pytest.raises(AssertionError, match="patient O"):
-        grade("O", lambda x: x - (x.sum(1, keepdim=True) - x) / (clinic.GROUP - 1))
+        grade("O", lambda x: x - (x.sum(1, keepdim=True) - x) / (GROUP - 1))
 
 
 WRONG = [(name, cause) for name, case in CASES.items() for cause in case.mistakes]
@@ -261,8 +271,9 @@ def test_a_method_of_another_name_is_refused():
 
 def test_repairs_change_the_methods_they_name():
     agent = clinic.with_repairs("next value", "data")
-    assert agent.td_errors is clinic.td_errors_of_agent
-    assert agent.ratio is clinic.TutorialPPO.ratio or agent.ready is clinic.ready_of_agent
+    assert agent.td_errors is td_errors_of_agent
+    assert agent.ready is ready_of_agent
+    assert agent.ratio is clinic.TutorialPPO.ratio
     assert agent.accumulate is clinic.TutorialPPO.accumulate
 
 
@@ -282,6 +293,7 @@ def test_a_short_training_runs():
     assert training.history.column("entropy")[0].tolist() == [8]
 
 
+# -- the other exercises -----------------------------------------------------------------------------------------------
 def real(x, mask):
     return ((x[mask] - x[mask].mean()) / (x[mask].var() + 1e-8).sqrt()).float()
 
@@ -302,7 +314,7 @@ EXERCISES = {
         lambda fractions, kls: sum(fractions) > 0 or not any(kl > 0.01 for kl in kls),
     ),
 }
-WHITEN = {cause: (clinic.check_whiten, fault, cause) for cause, fault in clinic.WHITEN_FAULTS.items()}
+WHITEN = {cause: (clinic.check_whiten, fault, cause) for cause, fault in WHITEN_FAULTS.items()}
 CLIP = {
     "mean": (lambda c, k: max(c, default=0) > 0 or sum(k) / max(len(k), 1) <= 0.01, "the mean is small"),
     "sum": (lambda c, k: max(c, default=0) > 0 or sum(k) <= 0.01, "the sum grows"),
@@ -354,3 +366,12 @@ def test_slip_fails_and_is_named(name):
 
 def test_leave_one_out_is_the_cure_of_the_group():
     assert CASES["O"].cure is leave_one_out_advantages
+
+
+# -- the names ---------------------------------------------------------------------------------------------------------
+def test_the_chapter_finds_its_names_in_the_clinic():
+    chapter = Path(__file__).parents[2] / "notebooks" / "06_bug_clinic.ipynb"
+    cells = json.loads(chapter.read_text(encoding="utf-8"))["cells"]
+    used = {name for cell in cells for name in re.findall(r"\bclinic\.(\w+)", "".join(cell["source"]))}
+    assert "grade" in used
+    assert used <= set(clinic.__all__) <= set(dir(clinic))
