@@ -18,7 +18,7 @@ from rows import RESULTS, Arm, compute, numbers_of, options
 
 from rlhf_lab.experience.episodes import play
 from rlhf_lab.models.policies import greedy
-from rlhf_lab.recipes.ppo import PPOConfig, ppo
+from rlhf_lab.recipes.ppo import PPOConfig, train_ppo
 
 PATH = RESULTS / "control.csv"
 TASKS = {  # environment -> settings, number of seeds
@@ -36,7 +36,7 @@ SPEED = PPOConfig(total_steps=100_000, environments=8, steps=128, minibatch=256,
 def run(task: str, seed: int) -> dict:
     """One training run and what its final policy earns."""
     start = time.perf_counter()
-    policy = ppo(task, replace(TASKS[task][0], seed=seed)).policy
+    policy = train_ppo(task, replace(TASKS[task][0], seed=seed)).model
     return judged(task, policy, EPISODES, seed) | {"seconds": time.perf_counter() - start}
 
 
@@ -49,8 +49,8 @@ def judged(task: str, policy, episodes: int, seed: int) -> dict[str, float]:
 def probe(task: str) -> dict[str, float]:
     """Two iterations and what they logged."""
     config = TASKS[task][0]
-    result = ppo(task, replace(config, total_steps=2 * config.environments * config.steps))
-    return numbers_of(result.history) | judged(task, result.policy, 2, 0)
+    result = train_ppo(task, replace(config, total_steps=2 * config.environments * config.steps))
+    return numbers_of(result.history) | judged(task, result.model, 2, 0)
 
 
 def arm(task: str) -> Arm:
@@ -70,7 +70,7 @@ def our_speed(seed: int) -> tuple[float, float]:
     ticks: list[float] = []
     config = replace(SPEED, seed=seed, evaluate_every=1)
     start = time.perf_counter()
-    result = ppo("CartPole-v1", config, evaluate=lambda policy: ticks.append(time.perf_counter() - start) or {})
+    result = train_ppo("CartPole-v1", config, evaluate=lambda policy: ticks.append(time.perf_counter() - start) or {})
     rows = result.history.to_list()[1:]  # the first row is from before the first step
     total = rows[-1]["step"] / ticks[-1]
     return total, seconds_to([r["return"] for r in rows], ticks[1:])

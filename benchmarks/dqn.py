@@ -16,7 +16,7 @@ from torch import nn
 
 from rlhf_lab.experience.episodes import collect_episodes, make_envs, play
 from rlhf_lab.maths.returns import discounted_returns
-from rlhf_lab.recipes.dqn import DQNConfig, dqn
+from rlhf_lab.recipes.dqn import DQNConfig, train_dqn
 
 RESULTS = FOLDER / "dqn_cartpole.csv"
 ENV, SEEDS, ON_THE_WAY, AT_THE_END = "CartPole-v1", 5, 20, 100
@@ -42,17 +42,17 @@ def measure(network: nn.Module, seed: int, gamma: float) -> dict[str, float]:
 def run_rows(seed: int, config: DQNConfig, at_the_end: int = AT_THE_END) -> list[dict]:
     """A row for every evaluation on the way, and a last one of other episodes with the final network."""
     config = replace(config, seed=seed)
-    result = dqn(ENV, config, evaluate=lambda network: measure(network, seed + 10_000, config.gamma))
+    result = train_dqn(ENV, config, evaluate=lambda network: measure(network, seed + 10_000, config.gamma))
     measured = [row for row in result.history.to_list() if row.get(MEASURED[0]) is not None]
     rows = [{"step": row["step"], "episodes": ON_THE_WAY} | {name: row[name] for name in MEASURED} for row in measured]
-    returns = play(ENV, greedy(result.network), at_the_end, seed + 20_000)
+    returns = play(ENV, greedy(result.model), at_the_end, seed + 20_000)
     return [*rows, rows[-1] | {"episodes": at_the_end, MEASURED[0]: sum(returns) / len(returns)}]
 
 
 def probe(config: DQNConfig) -> dict[str, float]:
     """Two bursts that learn, after the steps that fill the memory."""
     short = replace(config, total_steps=config.learning_starts + 2 * config.train_every, evaluate_every=1)
-    history = dqn(ENV, short).history
+    history = train_dqn(ENV, short).history
     return dict(flatten(run_rows(0, short, at_the_end=2)[-1:])) | numbers_of(history)
 
 

@@ -25,8 +25,8 @@ from rows import RESULTS as FOLDER, Arm, compute, flatten, options
 from rlhf_lab.experience.episodes import play
 from rlhf_lab.maths.exact import TokenWorld
 from rlhf_lab.models.policies import TabularPolicy, greedy
-from rlhf_lab.recipes.ppo import PPOConfig, ppo
-from rlhf_lab.recipes.reinforce import ReinforceConfig, reinforce
+from rlhf_lab.recipes.ppo import PPOConfig, train_ppo
+from rlhf_lab.recipes.reinforce import ReinforceConfig, train_reinforce
 from rlhf_lab.training.randomness import generator_for
 from rlhf_lab.worlds.envs import TabularEnv, token_world_mdp
 
@@ -40,7 +40,7 @@ ACROBOT = PPOConfig(total_steps=49_152, environments=16, learning_rate=3e-3, eva
 def control(env: str, config: PPOConfig) -> list[dict]:
     """PPO on a registered environment, looked at greedily: a row for every look."""
     act = lambda policy: {"score": float(np.mean(play(env, greedy(policy), episodes=20, seed=10_000 + config.seed)))}  # noqa: E731
-    return looks(ppo(env, config, evaluate=act).history, 1)
+    return looks(train_ppo(env, config, evaluate=act).history, 1)
 
 
 # -- tour: a world of 625 replies -------------------------------------------------------------------------------------
@@ -89,7 +89,7 @@ def tour(config: ReinforceConfig | PPOConfig) -> list[dict]:
     process, policy = token_world_mdp(world), TabularPolicy(world.num_prefixes + 1, 5)
     policy.logits.data = reference.logits.clone()
     short = lambda policy: {"score": KL_COEF * float(world.kl(law_of(world, policy), best))}  # noqa: E731
-    learn, scale = (ppo, 1) if isinstance(config, PPOConfig) else (reinforce, 4 * BATCH)
+    learn, scale = (train_ppo, 1) if isinstance(config, PPOConfig) else (train_reinforce, 4 * BATCH)
     run = learn(lambda: TabularEnv(process), config, policy=policy, reference=reference, evaluate=short)
     return looks(run.history, scale)
 

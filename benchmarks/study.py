@@ -24,7 +24,7 @@ from rlhf_lab.feedback.formats import write_preferences
 from rlhf_lab.models.language_model import load_language_model
 from rlhf_lab.recipes.reward import RewardConfig, train_reward_model
 from rlhf_lab.recipes.rlhf import RLHFConfig, train_rlhf
-from rlhf_lab.recipes.sft import SFTConfig, fine_tune
+from rlhf_lab.recipes.sft import SFTConfig, train_sft
 from rlhf_lab.records import Comparison
 from rlhf_lab.training.randomness import generator_for
 from rlhf_lab.worlds import town
@@ -63,7 +63,7 @@ def seed_row(seed: int, setting: Setting = FULL) -> dict[str, float]:
     """Everything measured on one seed."""
     start = time.perf_counter()
     base = load_language_model("tiny")
-    sft = fine_tune(base, town.demonstrations(setting.demonstrations, seed), replace(setting.sft, seed=seed)).model
+    sft = train_sft(base, town.demonstrations(setting.demonstrations, seed), replace(setting.sft, seed=seed)).model
     prompts = [prompt.conversation for prompt in town.prompts("train", setting.labels, seed)]
     rankings = rank_replies(sft, prompts, setting.replies, generator_for(seed, "rankings"))
     rm = train_reward_model(sft, rankings, replace(setting.reward, seed=seed)).model
@@ -152,7 +152,7 @@ FULL_TONE = ToneSetting()
 SHORT_TONE = ToneSetting(labels=60, demonstrations=64, texts=4, sft=SHORT.sft, reward=SHORT.reward, rlhf=SHORT.rlhf)
 
 
-def tone_run(seed: int, taste: str, setting: ToneSetting = FULL_TONE) -> tuple[int, demo.report.RunSummary]:
+def tone_run(seed: int, taste: str, setting: ToneSetting = FULL_TONE) -> tuple[int, demo.RunSummary]:
     """The demo on a file of preferences with a taste: how many there are, and what came out."""
     rater = town.Rater(taste, noise=1.0, taste=taste, taste_weight=setting.taste_weight)
     base = load_language_model("tiny")

@@ -1,13 +1,106 @@
 """RLHF that can be derived, verified, felt and broken: offline, on a laptop, in an afternoon.
 
-Importing the package loads nothing heavy; import the module you need, for example
-`from rlhf_lab import returns` or `from rlhf_lab.recipes import rlhf`.
+    from rlhf_lab import gae, load_language_model, plots, town, train_rlhf
 
-    maths        tensors, returns, kl, objectives, preferences, mdp, exact
-    models       language_model, reward_model, checkpoints
-    experience   rollouts, invariants, town, feedback, evaluation
-    recipes      pretrain, sft, reward, rlhf
-    for readers  plots, widgets, checks, course
+Importing the package loads nothing; a public name loads its module when it is first used, so `gae` costs torch and not
+transformers. `town`, `plots`, `invariants` and the like are modules. The house, from the ground up:
+
+    records      what everything speaks of: conversations, demonstrations, comparisons, rankings
+    maths        pure functions of tensors, each with its formula, its source and an exact test
+    training     what every loop needs besides its algorithm: files, history, randomness, steps, optimisers
+    models       language models, reward models, policies: loaded, saved, scored
+    feedback     files of preferences, the log of what people said
+    worlds       Pebble Town, whose true reward is known; gymnasium environments
+    experience   what policies did, what it was worth, how one update learns from it, live checks
+    evaluation   text, policies and reward models measured
+    recipes      one training loop a file
+    classroom    figures, reports, course, widgets, checks of exercises, the bug clinic
 """
 
+from importlib import import_module
+from typing import Any
+
 __version__ = "0.1.0.dev0"
+
+_MODULES = {
+    "clinic": "classroom.clinic",
+    "invariants": "experience.invariants",
+    "kl": "maths.kl",
+    "mdp": "maths.mdp",
+    "objectives": "maths.objectives",
+    "plots": "classroom.plots",
+    "town": "worlds.town",
+}
+_NAMES = {
+    "records": "Comment Comparison Conversation Demonstration Edit Message Ranking Rating as_conversation",
+    "maths.tensors": "length_mask masked_mean masked_sum masked_var masked_whiten",
+    "maths.returns": (
+        "discounted_returns gae group_advantages lambda_returns leave_one_out_advantages td_errors"
+    ),
+    "maths.kl": "categorical_kl kl_k1 kl_k2 kl_k3",
+    "maths.objectives": (
+        "clip_fraction clipped_surrogate_objective clipped_value_loss dpo_loss entropy explained_variance "
+        "reinforce_objective"
+    ),
+    "maths.preferences": (
+        "accuracy best_possible_accuracy bradley_terry_loss davidson_loss expected_accuracy plackett_luce_loss "
+        "rater_agreement rating_loss reliability_bins"
+    ),
+    "maths.mdp": "TabularMDP expected_return policy_evaluation policy_gradient policy_iteration value_iteration",
+    "maths.exact": "TokenWorld",
+    "maths.intervals": (
+        "Interval mean_interval paired_difference proportion_interval ratio_of_means_bootstrap win_rate"
+    ),
+    "training.history": "History Result",
+    "training.randomness": "generator_for minibatches",
+    "training.steps": "Checkpoint Steps",
+    "models.language_model": "LanguageModel load_language_model",
+    "models.tokens": "Rollout TokenBatch encode_prompts encode_responses make_batch",
+    "models.scoring": "ValueHead forward response_log_probs token_log_probs",
+    "models.reward_model": "RewardModel load_reward_model",
+    "models.policies": "CategoricalPolicy GaussianPolicy TabularPolicy TabularValue Value greedy perceptron sampling",
+    "feedback.formats": "read_preferences write_csv write_preferences write_unpaired",
+    "feedback.events": "EventLog read_events write_events",
+    "worlds.town.questions": "distinct_prompts",
+    "worlds.envs": "DialogueEnv TabularEnv TokenEnv token_world_mdp",
+    "experience.rollouts": "prompts_of sample_responses",
+    "experience.episodes": "Episodes Runner collect_episodes make_envs play policy_for value_for",
+    "experience.collect": "rank_replies",
+    "experience.invariants": "InvariantViolation",
+    "experience.rewards": "adapted_kl_coef reply_discounts token_rewards",
+    "experience.updates": "Experience accumulate_gradient ppo_losses",
+    "evaluation.text": "bleu perplexity rouge",
+    "evaluation.policies": (
+        "ModelReport evaluate_model evaluate_replies evaluate_rollout rollout_verdicts true_reward true_rewards"
+    ),
+    "evaluation.reward_models": "RewardModelReport evaluate_reward_model reward_model_report",
+    "recipes.pretrain": "PretrainConfig train_base_model train_tokenizer",
+    "recipes.sft": "SFTConfig train_sft",
+    "recipes.reward": "RewardConfig train_reward_model",
+    "recipes.rlhf": "OptimiserConfig RLHFConfig train_rlhf",
+    "recipes.reinforce": "ReinforceConfig train_reinforce",
+    "recipes.ppo": "PPOConfig train_ppo",
+    "recipes.q_learning": "QLearningConfig train_q_learning",
+    "recipes.dqn": "DQNConfig train_dqn",
+    "classroom.report": "choose_examples",
+    "classroom.widgets.session": "RankingSession",
+    "classroom.widgets.plain": "RankingView",
+}
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
+__all__ = sorted([*_MODULES, *_HOME])
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name at its first use; afterwards it is an ordinary attribute."""
+    if name in _MODULES:
+        value: Any = import_module(f"{__name__}.{_MODULES[name]}")
+    elif name in _HOME:
+        value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; the public names are in rlhf_lab.__all__")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import platform
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -48,13 +47,13 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     _add_device(demo)
     demo.set_defaults(run=_demo)
-    pretrain = commands.add_parser("pretrain", help="train the base model from nothing")
-    pretrain.add_argument("--size", choices=("tiny", "small", "medium"), default="tiny")
-    pretrain.add_argument("--steps", type=int, help="optimiser steps (3500)")
-    pretrain.add_argument("--seed", type=int, default=0)
-    pretrain.add_argument("--out", metavar="DIR", help="where to save (runs/model or runs/model-SIZE)")
-    _add_device(pretrain)
-    pretrain.set_defaults(run=_pretrain)
+    train_base_model = commands.add_parser("pretrain", help="train the base model from nothing")
+    train_base_model.add_argument("--size", choices=("tiny", "small", "medium"), default="tiny")
+    train_base_model.add_argument("--steps", type=int, help="optimiser steps (3500)")
+    train_base_model.add_argument("--seed", type=int, default=0)
+    train_base_model.add_argument("--out", metavar="DIR", help="where to save (runs/model or runs/model-SIZE)")
+    _add_device(train_base_model)
+    train_base_model.set_defaults(run=_pretrain)
     corpus = commands.add_parser("corpus", help="write the town's corpora as text and JSON Lines")
     corpus.add_argument("--out", metavar="DIR", default="runs/corpus")
     corpus.add_argument("--count", type=int, default=DOCUMENTS, help="documents of the web (120000)")
@@ -87,7 +86,7 @@ def _device(options: argparse.Namespace) -> dict:
 
 def _demo(options: argparse.Namespace) -> None:
     from rlhf_lab import demo
-    from rlhf_lab.classroom import report
+    from rlhf_lab.classroom.summary import EXAMPLE_RULE, MODEL_NAMES, format_interval, text_table
     from rlhf_lab.recipes.reward import RewardConfig
     from rlhf_lab.recipes.rlhf import RLHFConfig
     from rlhf_lab.recipes.sft import SFTConfig
@@ -117,16 +116,16 @@ def _demo(options: argparse.Namespace) -> None:
     device = _device(options)
     out = demo.open_output(options.out, config, options.resume)
     summary = demo.run_demo(config, out, **device)
-    print("\n" + report.text_table(summary.reports))
+    print("\n" + text_table(summary.reports))
     for label, difference in summary.differences.items():
-        print(f"true reward, {label}: {report.format_interval(difference)} ({difference.verdict})")
+        print(f"true reward, {label}: {format_interval(difference)} ({difference.verdict})")
     if summary.reward_model:
         print(_reward_line(summary.reward_model))
     for example in summary.examples:
         print("\n" + " / ".join(_shown(turn.content) for turn in example.conversation))
         for name, reply in example.replies.items():
-            print(f"  {report.MODEL_NAMES[name]:5} {_shown(reply)}")
-    print(f"\n{report.EXAMPLE_RULE}")
+            print(f"  {MODEL_NAMES[name]:5} {_shown(reply)}")
+    print(f"\n{EXAMPLE_RULE}")
     print(
         f"\n{sum(summary.seconds.values()):.0f} s in all. Open {out / 'report.html'}; "
         f"the numbers are in {out / 'metrics.json'}."
@@ -147,7 +146,7 @@ def _shown(text: str) -> str:
 
 def _pretrain(options: argparse.Namespace) -> None:
     from rlhf_lab.demo import Interrupted
-    from rlhf_lab.recipes.pretrain import PretrainConfig, pretrain
+    from rlhf_lab.recipes.pretrain import PretrainConfig, train_base_model
     from rlhf_lab.worlds import town
 
     larger = {"tiny": {}, "small": {"learning_rate": 1e-3}, "medium": {"learning_rate": 6e-4}}[options.size]
@@ -155,7 +154,7 @@ def _pretrain(options: argparse.Namespace) -> None:
     config = replace(config, steps=options.steps or config.steps)
     out = Path(options.out or ("runs/model" if options.size == "tiny" else f"runs/model-{options.size}"))
     checkpoint = out.with_name(out.name + ".checkpoint")
-    result = pretrain(town.documents(DOCUMENTS, seed=0), config, checkpoint=checkpoint, **_device(options))
+    result = train_base_model(town.documents(DOCUMENTS, seed=0), config, checkpoint=checkpoint, **_device(options))
     if result.interrupted:
         raise Interrupted(
             f"stopped at step {result.history.rows[-1]['step']}; the same command goes on from {checkpoint}"
@@ -195,24 +194,10 @@ def _release(options: argparse.Namespace) -> None:
         print(f"Some chapters read ../data, and there is no {data}: copy {ROOT / 'data'} to it.", file=sys.stderr)
 
 
-def _doctor(options: argparse.Namespace) -> int:
-    import torch
-    import transformers
+def _doctor(options: argparse.Namespace) -> None:
+    from rlhf_lab import doctor
 
-    from rlhf_lab import __version__
-    from rlhf_lab.models.language_model import load_language_model
-
-    print(
-        f"rlhf_lab {__version__}, Python {platform.python_version()}, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}"
-    )
-    threads = torch.get_num_threads()
-    print(
-        f"{threads} thread{'s' * (threads != 1)}; CUDA {'available' if torch.cuda.is_available() else 'not available'}"
-    )
-    lm = load_language_model("tiny")
-    print(f"the shipped model loads: {lm.model.num_parameters():,} parameters")
-    return 0
+    print("\n".join(doctor.findings()))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ class Message:
 
 
 Conversation = tuple[Message, ...]
+PromptLike = str | Sequence[Message | Mapping]  # what `as_conversation` takes: a text is one user message
 
 
 def as_conversation(prompt: str | Sequence[Message | Mapping]) -> Conversation:
@@ -58,7 +59,7 @@ def as_conversation(prompt: str | Sequence[Message | Mapping]) -> Conversation:
     return messages
 
 
-def _as_message(item: Message | Mapping) -> Message:
+def _as_message(item: object) -> Message:
     if isinstance(item, Message):
         return item
     if not isinstance(item, Mapping) or not {"role", "content"} <= item.keys():

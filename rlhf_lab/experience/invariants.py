@@ -7,6 +7,9 @@ the one that reproduces the numbers.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +18,7 @@ from rlhf_lab.maths import objectives
 from rlhf_lab.maths.tensors import check_shapes, length_mask, masked_mean, masked_sum
 from rlhf_lab.models.language_model import LanguageModel
 from rlhf_lab.models.scoring import forward, response_log_probs, token_log_probs
-from rlhf_lab.models.tokens import TokenBatch
+from rlhf_lab.models.tokens import Rollout, TokenBatch
 
 
 class InvariantViolation(RuntimeError):
@@ -369,3 +372,73 @@ def _difference(a, b, mask):
     """Mean and largest absolute difference over the mask."""
     difference = torch.where(mask, (a.detach() - b.detach()).abs(), 0.0)
     return float(masked_mean(difference, mask)), float(difference.max())
+
+
+# -- the checks of a run ----------------------------------------------------------------------------------------------
+CHECK_ROWS, CHECK_EVERY, CHECK_BUDGET = 2, 10, 0.02  # rows scored again, iterations between, share of forward tokens
+
+
+@dataclass
+class LiveChecks:
+    """What a run checks while it learns; what is scored again for it stays within 2 % of all forward tokens.
+
+    Attributes:
+        policy: the model in training.
+        temperature, max_new_tokens: of the sampling.
+        passes: forward passes over each reply in one iteration, of all models together.
+        counts: where forward_tokens and check_tokens are counted; kept in the checkpoint.
+        on: False checks nothing but that what was computed is finite.
+    """
+
+    policy: LanguageModel
+    temperature: float
+    max_new_tokens: int
+    passes: int
+    counts: dict[str, Any]
+    on: bool = True
+
+    @property
+    def cost(self) -> float:
+        """Forward tokens of the checks over all forward tokens."""
+        return self.counts["check_tokens"] / max(1, self.counts["forward_tokens"])
+
+    def rollout(
+        self, step: int, rollout: Rollout, scores: Tensor, log_probs: Tensor, same: Tensor | None = None
+    ) -> None:
+        """A fresh rollout: all is finite, the mask is that of the lengths, a few rows get the same log-probs again.
+
+        Args:
+            scores: [B]. log_probs: [B, T] nats, of the policy.
+            same: [B, T] log-probs of the reference, where it still is the policy itself: the KL is 0.
+        """
+        check_finite("reward scores", scores, step + 1)
+        check_finite("log-probs of the policy", log_probs, step + 1)
+        batch, policy, tolerance = rollout.batch, self.policy, tolerance_for(self.policy.precision)
+        lengths = batch.prompt_lengths + batch.response_lengths
+        self.counts["forward_tokens"] += self.passes * int(lengths.sum())
+        if not self.on:
+            return
+        check_mask(batch.mask, reply_lengths(batch.response_ids, rollout.ended, policy.end_id, self.max_new_tokens))
+        if same is not None:
+            cause = partial(diagnose, policy, batch, log_probs, same, self.temperature)
+            check_initial_kl(log_probs, same, batch.mask, tolerance, cause)
+        costs = lengths[:CHECK_ROWS].cumsum(0)
+        rows = int((self.counts["check_tokens"] + costs <= CHECK_BUDGET * self.counts["forward_tokens"]).sum())
+        if step % CHECK_EVERY == 0 and rows:
+            self.counts["check_tokens"] += int(costs[rows - 1])
+            few = batch.select(torch.arange(rows))
+            check_padding(policy, few, rollout.log_probs[:rows], self.temperature, tolerance)
+
+    def rewards(
+        self, rewards: Tensor, scores: Tensor, kl_penalty: Tensor, mask: Tensor, discounts: Tensor | None = None
+    ) -> None:
+        """The score is counted once."""
+        if self.on:
+            check_score_counted_once(rewards, scores, kl_penalty, mask, tolerance_for(torch.float32), discounts)
+
+    def first_minibatch(self, log_probs: Tensor, old_log_probs: Tensor, batch: TokenBatch, clip_epsilon: float) -> None:
+        """Before the first update of an iteration the policy is the one that sampled."""
+        if self.on:
+            cause = partial(diagnose, self.policy, batch, old_log_probs, log_probs, self.temperature)
+            tolerance = tolerance_for(self.policy.precision)
+            check_first_minibatch(log_probs, old_log_probs, batch.mask, clip_epsilon, tolerance, cause)

@@ -14,6 +14,7 @@ from rlhf_lab.models.language_model import LanguageModel
 from rlhf_lab.models.scoring import ValueHead
 from rlhf_lab.models.tokens import Rollout, decode_responses, encode_prompts, make_batch
 from rlhf_lab.records import as_conversation
+from rlhf_lab.training.randomness import generator_for
 
 # Removing the rows that have ended copies the cache once; below this share of live rows the copy pays.
 COMPACT_BELOW = 0.8
@@ -160,3 +161,23 @@ def _draw(logits, uniform, temperature):
         # The first k with cdf[k] > target never has probability 0.
         token = torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
     return token, log_law.gather(-1, token[:, None]).squeeze(1)
+
+
+def prompts_of(prompts: Sequence, count: int, step: int, seed: int = 0) -> list:
+    """The `count` prompts of one iteration; all are used, in an order that changes every lap, before one comes again.
+
+    Example:
+        >>> sorted(prompts_of("abc", 2, step=0) + prompts_of("abc", 1, step=2))
+        ['a', 'b', 'c']
+
+    Chapter 10.
+    """
+    picked: list = []
+    order: list[int] = []
+    for position in range(step * count, (step + 1) * count):
+        lap, place = divmod(position, len(prompts))
+        if not order or place == 0:
+            shuffle = generator_for(seed, "prompts", lap)
+            order = torch.randperm(len(prompts), generator=shuffle).tolist()
+        picked.append(prompts[order[place]])
+    return picked

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -18,6 +19,7 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -39,6 +41,7 @@ _ROOTS = (Path(__file__).parents[2] / "data", Path(__file__).parents[1] / "data"
 MODEL_FOLDERS = {size: [root / ("model" if size == "tiny" else f"model-{size}") for root in _ROOTS] for size in SIZES}
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _NO_PICKLE = "pickled weights are refused, because loading them can run code"
+AutoModelKind = type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification]
 
 
 class ModelError(ValueError):
@@ -92,7 +95,7 @@ class LanguageModel:
         """
         save_model(self.model, self.tokenizer, folder, half)
 
-    def autocast(self):
+    def autocast(self) -> torch.autocast:
         """Context of the forward passes: bfloat16 arithmetic if `precision` says so."""
         return autocast(self.model, self.precision)
 
@@ -145,7 +148,7 @@ def wrap_model(
     """
     if precision not in (torch.float32, torch.bfloat16):
         raise ModelError(f"precision is {precision}; expected torch.float32 or torch.bfloat16")
-    rows = model.get_input_embeddings().num_embeddings
+    rows = len(model.get_input_embeddings().get_parameter("weight"))
     if len(tokenizer) > rows:
         raise ModelError(f"the tokenizer has {len(tokenizer)} tokens, the model {rows}; use the one it was made with")
     if tokenizer.eos_token_id is None:
@@ -223,7 +226,7 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def load_model(folder: Path, kind: type, device: str | torch.device) -> PreTrainedModel:
+def load_model(folder: Path, kind: AutoModelKind, device: str | torch.device) -> PreTrainedModel:
     """Load weights of `kind`, an Auto class of transformers, as float32 and in eval mode.
 
     Raises:
@@ -234,9 +237,10 @@ def load_model(folder: Path, kind: type, device: str | torch.device) -> PreTrain
         raise ModelError(f"{folder} has no *.safetensors ({_NO_PICKLE}); save the model with save_pretrained")
     try:
         with _no_progress_bar():
-            model, info = kind.from_pretrained(
+            loaded: Any = kind.from_pretrained(  # a pair, which the declared type does not know
                 folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
+            model, info = loaded
     except Exception as error:  # a damaged file raises whatever its reader raises
         raise ModelError(
             f"cannot load the weights in {folder} ({first_line(error)}); copy or make them again"
@@ -250,17 +254,18 @@ def load_model(folder: Path, kind: type, device: str | torch.device) -> PreTrain
         raise ModelError(f"cannot use the device {device} ({first_line(error)}); use the device cpu") from error
 
 
-def _load_config(folder: Path, kind: type) -> PreTrainedConfig:
+def _load_config(folder: Path, kind: AutoModelKind) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
         raise ModelError(
             f"cannot use the config.json in {folder} ({first_line(error)}); copy or make it again"
         ) from error
-    wanted = kind._model_mapping[type(config)].__name__ if type(config) in kind._model_mapping else None
+    classes: Any = kind._model_mapping
+    wanted = classes[type(config)].__name__ if type(config) in classes else None
     found = config.architectures or [wanted or config.model_type]
     if wanted not in found:
-        task = {AutoModelForCausalLM: "a causal language model"}.get(kind, "a sequence classifier")
+        task = "a causal language model" if kind is AutoModelForCausalLM else "a sequence classifier"
         raise ModelError(f"{folder} is a {found[0]}; expected {task}{f', {wanted}' if wanted else ''}")
     return config
 

@@ -58,7 +58,8 @@ class ToFloat(nn.Module):
 
 def perceptron(inputs: int, outputs: int, hidden: Sequence[int] = (64, 64), last_gain: float = 1.0) -> nn.Sequential:
     """Linear layers with tanh between them, orthogonal weights of gain sqrt 2, the last of gain `last_gain`."""
-    sizes, layers = [inputs, *hidden], [ToFloat()]
+    layers: list[nn.Module] = [ToFloat()]
+    sizes = [inputs, *hidden]
     for size, after in zip(sizes, hidden, strict=False):
         layers += [orthogonal(nn.Linear(size, after), math.sqrt(2)), nn.Tanh()]
     return nn.Sequential(*layers, orthogonal(nn.Linear(sizes[-1], outputs), last_gain))

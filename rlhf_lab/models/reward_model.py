@@ -94,6 +94,11 @@ class RewardModel:
         return wrap_model(self.model, self.tokenizer, self.precision)
 
     @property
+    def network(self) -> PreTrainedModel:
+        """What an optimiser trains."""
+        return self.model
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.model.device
@@ -130,7 +135,7 @@ class RewardModel:
         reward model reads all columns.
         """
         with autocast(self.model, self.precision):
-            return self.model.score(response_states(self.model, batch)).squeeze(-1).float()
+            return self.model.get_submodule("score")(response_states(self.model, batch)).squeeze(-1).float()
 
     def raw_scores(self, batch: TokenBatch) -> Tensor:
         """Raw score [B] at the last real token, the end token included; gradient flows.

@@ -4,7 +4,7 @@ A pass closes the gaps that padding leaves, positions count real tokens, and dro
 also while they learn).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -96,9 +96,9 @@ def forward(lm: LanguageModel, batch: TokenBatch) -> ResponseForward:
     Chapter 07.
     """
     inputs, columns = packed_inputs(lm.model, batch)
-    picked = []
+    picked: list[Tensor] = []
 
-    def pick_responses(module, given, output):
+    def pick_responses(module: nn.Module, given: tuple, output: Any) -> Any:  # each architecture has its own output
         picked.append(_pick(output.last_hidden_state, columns))
         output.last_hidden_state = picked[0][:, :-1]
         return output
@@ -199,6 +199,11 @@ class ValueHead(nn.Linear):
     def forward(self, hidden: Tensor) -> Tensor:
         """Values in the reward's units, float32."""
         return super().forward(hidden.float()).squeeze(-1)
+
+    @property
+    def network(self) -> nn.Module:
+        """What an optimiser trains."""
+        return self
 
     def values(self, batch: TokenBatch, hidden: Tensor | None) -> Tensor:
         """Values [B, T + 1] of the policy's hidden states; only these are looked at.

@@ -52,7 +52,8 @@ def encode_prompts(
 def _apply_template(lm: LanguageModel, row: int, conversation: Conversation) -> str:
     messages = [{"role": m.role, "content": m.content} for m in conversation]
     try:
-        return lm.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        # str changes nothing: with tokenize=False it is a text, but the declared type also holds token ids.
+        return str(lm.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     except Exception as error:  # templates raise what they like, for example on a system message
         raise ValueError(
             f"prompt {row} does not fit the chat template ({first_line(error)}); change its messages"

@@ -7,21 +7,20 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from gymnasium.spaces import Box
 from torch import Tensor, nn
 from torch.nn.functional import smooth_l1_loss
-from tqdm.auto import trange
 
-from rlhf_lab.experience import invariants
 from rlhf_lab.experience.episodes import MakeEnv, Runner, make_envs
 from rlhf_lab.models.policies import perceptron
 from rlhf_lab.training.configs import require
-from rlhf_lab.training.history import History, mean_rows
-from rlhf_lab.training.optimisers import linear
+from rlhf_lab.training.history import Result, mean_rows
+from rlhf_lab.training.optimisers import clipped_step, linear, scale_rates
 from rlhf_lab.training.randomness import generator_for
-from rlhf_lab.training.steps import bars_off, graceful_interrupt
+from rlhf_lab.training.steps import Steps
 
 
 @dataclass(frozen=True)
@@ -81,20 +80,15 @@ class DQNConfig:
         require(self.learning_starts < self.total_steps, "learning_starts", self.learning_starts, "below total_steps")
 
 
-@dataclass(frozen=True)
-class DQNResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class DQNResult(Result[nn.Module]):
     """What was learned.
 
     Attributes:
-        network: observations [..., D] -> values of the actions [..., A].
+        model: the network, observations [..., D] -> values of the actions [..., A].
         history: a row a burst, numbered by the steps taken. return: mean of the episodes that ended since the last row
             (None where none did). loss, q_value (of the actions taken), grad_norm: means. epsilon: now.
-        interrupted: True where an interrupt ended the run early.
     """
-
-    network: nn.Module
-    history: History
-    interrupted: bool
 
 
 class Memory:
@@ -120,7 +114,7 @@ class Memory:
         self.count += int(mask.sum())
 
 
-def dqn(
+def train_dqn(
     env: MakeEnv,
     config: DQNConfig | None = None,
     *,
@@ -138,15 +132,15 @@ def dqn(
         evaluate: called with the network before the first step, every `evaluate_every` bursts and after the last.
 
     Returns:
-        DQNResult; it acts by `network(observations).argmax(-1)`.
+        DQNResult; it acts by `model(observations).argmax(-1)`.
 
     Raises:
         ValueError: an argument that cannot be, or an environment with other spaces.
         FloatingPointError: the gradient is NaN or infinite.
 
     Example:
-        >>> result = dqn("CartPole-v1", DQNConfig(total_steps=256, learning_starts=64))
-        >>> result.network(torch.zeros(1, 4)).shape
+        >>> result = train_dqn("CartPole-v1", DQNConfig(total_steps=256, learning_starts=64))
+        >>> result.model(torch.zeros(1, 4)).shape
         torch.Size([1, 2])
 
     Source: Mnih et al. 2015; the double targets: van Hasselt, Guez and Silver 2016. Chapter 03.
@@ -160,21 +154,19 @@ def dqn(
         torch.manual_seed(config.seed)
         network = perceptron(*sizes, config.hidden) if network is None else network
     target = copy.deepcopy(network).requires_grad_(False)
-    optimiser = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
+    groups = [{"params": list(network.parameters()), "peak": config.learning_rate}]
+    optimiser = torch.optim.Adam(groups, lr=config.learning_rate)
     runner, memory, generator = Runner(envs), None, generator_for(config.seed, "dqn")
-    history, updates, bursts = History(), 0, -(-config.total_steps // config.train_every)
-    if evaluate is not None:
-        history.add(step=0, **evaluate(network))
-    with graceful_interrupt() as interrupt:
-        for burst in trange(bursts, desc="DQN", leave=False, disable=bars_off()):
-            taken = burst * config.train_every
-            epsilon = exploration_rate(config, taken)
-            for group in optimiser.param_groups:
-                group["lr"] = config.learning_rate * linear(1.0, config.final_fraction, burst / bursts)
-            episodes = runner.collect(exploring(network, epsilon, generator), config.train_every, config.gamma)
+    updates, every, bursts = 0, config.train_every, -(-config.total_steps // config.train_every)
+    look = None if evaluate is None else partial(evaluate, network)
+    with Steps("DQN", bursts, look, config.evaluate_every, number=lambda done: done * every) as steps:
+        for burst in steps:
+            epsilon = exploration_rate(config, burst * every)
+            scale_rates(optimiser, linear(1.0, config.final_fraction, burst / bursts))
+            episodes = runner.collect(exploring(network, epsilon, generator), every, config.gamma)
             memory = Memory(config.memory, episodes.observations[0, 0]) if memory is None else memory
             memory.add(episodes)
-            steps = []
+            numbers = []
             for _ in range(config.gradients if memory.count >= config.learning_starts else 0):
                 if updates % config.target_every == 0:
                     target.load_state_dict(network.state_dict())
@@ -182,18 +174,11 @@ def dqn(
                 loss, q_value = td_loss(network, target, memory, rows, config.double)
                 optimiser.zero_grad()
                 loss.backward()
-                norm = nn.utils.clip_grad_norm_(network.parameters(), config.max_grad_norm)
-                invariants.check_finite("the gradient norm", norm, taken)
-                optimiser.step()
+                (norm,) = clipped_step(optimiser, config.max_grad_norm, burst * every, network)
                 updates += 1
-                steps.append({"loss": float(loss.detach()), "q_value": float(q_value), "grad_norm": float(norm)})
-            last, stop = burst + 1 == bursts, interrupt.requested
-            due = evaluate is not None and (last or stop or (burst + 1) % config.evaluate_every == 0)
-            numbers = {"return": episodes.mean_return, "epsilon": epsilon} | mean_rows(steps)
-            history.add(taken + config.train_every, numbers, evaluate(network) if due else {})
-            if stop:
-                break
-    return DQNResult(network, history, interrupted=burst + 1 < bursts)
+                numbers.append({"loss": float(loss.detach()), "q_value": float(q_value), "grad_norm": norm})
+            steps.log({"return": episodes.mean_return, "epsilon": epsilon}, mean_rows(numbers))
+    return DQNResult(network, steps.history, steps.interrupted)
 
 
 def exploration_rate(config: DQNConfig, step: int) -> float:

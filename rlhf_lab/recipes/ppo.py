@@ -9,10 +9,10 @@ an environment cannot be saved; an interrupt keeps the policy that was learned).
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import trange
 
 from rlhf_lab.experience import invariants
 from rlhf_lab.experience.episodes import Episodes, MakeEnv, Runner, make_envs, policy_for, value_for
@@ -27,10 +27,10 @@ from rlhf_lab.maths.returns import gae
 from rlhf_lab.maths.tensors import masked_whiten
 from rlhf_lab.models.policies import sampling
 from rlhf_lab.training.configs import require
-from rlhf_lab.training.history import History, mean_rows
-from rlhf_lab.training.optimisers import linear
-from rlhf_lab.training.randomness import generator_for
-from rlhf_lab.training.steps import bars_off, graceful_interrupt
+from rlhf_lab.training.history import Result, mean_rows
+from rlhf_lab.training.optimisers import clipped_step, linear, scale_rates
+from rlhf_lab.training.randomness import generator_for, minibatches
+from rlhf_lab.training.steps import Steps
 
 
 @dataclass(frozen=True)
@@ -103,22 +103,18 @@ class PPOConfig:
         require(self.kl_stop is None or self.kl_stop > 0, "kl_stop", self.kl_stop, "above 0, or None")
 
 
-@dataclass(frozen=True)
-class PPOResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class PPOResult(Result[nn.Module]):
     """What was learned.
 
     Attributes:
-        policy, value: trained.
+        model: the policy, trained. value: trained along.
         history: a row an iteration, numbered by the steps taken. return: mean of the episodes that ended in it (None
             where none did). entropy, approx_kl (k3, nats a step, old to new), clip_fraction, policy_loss, value_loss,
             grad_norm: means over the minibatches. explained_variance: before the update.
-        interrupted: True where an interrupt ended the run early.
     """
 
-    policy: nn.Module
     value: nn.Module
-    history: History
-    interrupted: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +132,7 @@ class Batch:
         return Batch(*(getattr(self, f.name)[rows] for f in fields(self)))
 
 
-def ppo(
+def train_ppo(
     env: MakeEnv,
     config: PPOConfig | None = None,
     *,
@@ -166,7 +162,7 @@ def ppo(
 
     Example:
         >>> config = PPOConfig(total_steps=64, environments=2, steps=32, minibatch=32, epochs=1)
-        >>> result = ppo("CartPole-v1", config)
+        >>> result = train_ppo("CartPole-v1", config)
         >>> result.history.column("entropy")[0].tolist()
         [64]
 
@@ -181,36 +177,29 @@ def ppo(
         value = value_for(envs[0]) if value is None else value
     if reference is not None:
         invariants.check_reference_apart(policy, reference)
-    parameters = list(nn.ModuleList([policy, value]).parameters())  # each once, shared or not
-    optimiser = torch.optim.Adam(parameters, lr=config.learning_rate, eps=config.adam_epsilon)
-    runner, generator, history = Runner(envs), generator_for(config.seed, "ppo"), History()
+    agent = nn.ModuleList([policy, value])  # every parameter once, shared or not
+    groups = [{"params": list(agent.parameters()), "peak": config.learning_rate}]
+    optimiser = torch.optim.Adam(groups, lr=config.learning_rate, eps=config.adam_epsilon)
+    runner, generator = Runner(envs), generator_for(config.seed, "ppo")
     size = config.environments * config.steps
     iterations = -(-config.total_steps // size)
-    if evaluate is not None:
-        history.add(step=0, **evaluate(policy))
-    with graceful_interrupt() as interrupt:
-        for i in trange(iterations, desc="PPO", leave=False, disable=bars_off()):
-            for group in optimiser.param_groups:
-                group["lr"] = config.learning_rate * linear(1.0, config.final_fraction, i / iterations)
+    look = None if evaluate is None else partial(evaluate, policy)
+    with Steps("PPO", iterations, look, config.evaluate_every, number=lambda done: done * size) as steps:
+        for i in steps:
+            scale_rates(optimiser, linear(1.0, config.final_fraction, i / iterations))
             episodes = runner.collect(sampling(policy, generator), config.steps, config.gamma)
             batch, numbers = prepare(episodes, policy, value, reference, config)
-            steps = []
-            for rows in minibatches(size, config, generator):
-                losses, row = ppo_losses(policy, value, batch.select(rows), config, first=not steps)
-                if config.kl_stop is not None and steps and row["approx_kl"] > config.kl_stop:
+            updates: list[dict[str, float]] = []
+            for rows in minibatches(size, config.minibatch, config.epochs, generator):
+                loss, row = ppo_losses(policy, value, batch.select(rows), config, first=not updates)
+                if config.kl_stop is not None and updates and row["approx_kl"] > config.kl_stop:
                     break
                 optimiser.zero_grad()
-                losses.backward()
-                norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-                invariants.check_finite("the gradient norm", norm, i + 1)
-                optimiser.step()
-                steps.append(row | {"grad_norm": float(norm)})
-            last, stop = i + 1 == iterations, interrupt.requested
-            due = evaluate is not None and (last or stop or (i + 1) % config.evaluate_every == 0)
-            history.add((i + 1) * size, numbers, mean_rows(steps), evaluate(policy) if due else {})
-            if stop:
-                break
-    return PPOResult(policy, value, history, interrupted=i + 1 < iterations)
+                loss.backward()
+                (norm,) = clipped_step(optimiser, config.max_grad_norm, i + 1, agent)
+                updates.append(row | {"grad_norm": norm})
+            steps.log(numbers, mean_rows(updates))
+    return PPOResult(policy, steps.history, steps.interrupted, value)
 
 
 @torch.no_grad()
@@ -228,12 +217,6 @@ def prepare(episodes: Episodes, policy, value, reference, config: PPOConfig) -> 
     }
     columns = (episodes.observations[:, :-1], episodes.actions, log_probs, values[:, :-1], advantages, returns)
     return Batch(*(column[mask] for column in columns)), numbers
-
-
-def minibatches(size: int, config: PPOConfig, generator: torch.Generator):
-    """Rows of each minibatch: every step once an epoch, in an order of its own."""
-    for _ in range(config.epochs):
-        yield from torch.randperm(size, generator=generator).tensor_split(-(-size // config.minibatch))
 
 
 def ppo_losses(policy, value, batch: Batch, config: PPOConfig, first: bool) -> tuple[Tensor, dict]:

@@ -5,24 +5,23 @@ the loss is over real tokens. Left out: packing several documents into a row, se
 """
 
 import re
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from tqdm.auto import trange
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rlhf_lab.models.language_model import LanguageModel, wrap_model
 from rlhf_lab.training.configs import require
-from rlhf_lab.training.history import History
-from rlhf_lab.training.optimisers import clipped_step, cosine_rate, make_optimiser
+from rlhf_lab.training.history import Result
+from rlhf_lab.training.optimisers import clipped_step, cosine_rate, make_optimiser, scale_rates
 from rlhf_lab.training.randomness import generator_for
-from rlhf_lab.training.steps import RunState, graceful_interrupt
+from rlhf_lab.training.steps import Checkpoint, Steps
 
 SPECIAL_TOKENS = ("<|user|>", "<|assistant|>", "<|end|>", "<|pad|>")
 CHAT_TEMPLATE = (
@@ -84,13 +83,9 @@ class PretrainConfig:
             require(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "at least 0")
 
 
-@dataclass
-class PretrainResult:
-    """The base model, its history (loss in nats per token), and whether the run was stopped early."""
-
-    model: LanguageModel
-    history: History
-    interrupted: bool
+@dataclass(frozen=True, eq=False, repr=False)
+class PretrainResult(Result[LanguageModel]):
+    """The base model and its history: loss in nats per token, grad_norm before clipping, learning_rate."""
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int = 1024) -> PreTrainedTokenizerFast:
@@ -119,7 +114,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int = 1024) -> PreTrainedT
     return fast
 
 
-def pretrain(
+def train_base_model(
     documents: Sequence[str],
     config: PretrainConfig | None = None,
     *,
@@ -138,7 +133,8 @@ def pretrain(
         config: see PretrainConfig.
         tokenizer: trained on the documents when None.
         device, precision: where, and float32 or bfloat16.
-        evaluate: called with the model every `evaluate_every` steps and at the end; its numbers join the history.
+        evaluate: called with the model at step 0, every `evaluate_every` steps and at the end; its numbers join the
+            history.
         checkpoint: file to save to and to resume from.
 
     Returns:
@@ -156,27 +152,18 @@ def pretrain(
     tokenizer = tokenizer or train_tokenizer(documents[:20_000], config.vocab_size)
     rows = _token_rows(documents, tokenizer, config.context)
     lm = wrap_model(_new_model(config, tokenizer).to(device), tokenizer, precision)
-    state = RunState("pretrain", config, lm.model, make_optimiser(lm.model, config.learning_rate, config.weight_decay))
-    state.config["documents"] = zlib.crc32(repr(list(documents)).encode())
-    state.restore(checkpoint)
-    with graceful_interrupt() as interrupt:
-        try:
-            for step in trange(state.step, config.steps, desc="pretraining", initial=state.step, total=config.steps):
-                loss = _backward(lm, [rows[i] for i in step_rows(rows, config, step)], config.micro_batch)
-                rate = config.learning_rate * cosine_rate(step, config.steps, config.warmup)
-                norm = clipped_step(lm.model, state.optimiser, rate, config.max_grad_norm, step + 1)
-                state.step = step + 1
-                last = state.step == config.steps
-                numbers = evaluate(lm) if evaluate and (last or state.step % config.evaluate_every == 0) else {}
-                state.history.add(state.step, loss=loss, grad_norm=norm, learning_rate=rate, **numbers)
-                if last or interrupt.requested or state.step % config.checkpoint_every == 0:
-                    state.save(checkpoint)
-                if interrupt.requested:
-                    break
-        except FloatingPointError:  # weights are checked before every step, so they are the last good ones
-            state.save(checkpoint)
-            raise
-    return PretrainResult(lm, state.history, state.step < config.steps)
+    optimiser = make_optimiser(lm.model, config.learning_rate, config.weight_decay)
+    inputs = {"documents": list(documents)}
+    file = Checkpoint(checkpoint, config.checkpoint_every, "pretrain", config, inputs, lm.model, optimiser)
+    look = None if evaluate is None else partial(evaluate, lm)
+    with Steps("pretraining", config.steps, look, config.evaluate_every, file) as steps:
+        for step in steps:
+            rate = scale_rates(optimiser, cosine_rate(step, config.steps, config.warmup))
+            optimiser.zero_grad()
+            loss = _backward(lm, [rows[i] for i in step_rows(rows, config, step)], config.micro_batch)
+            (norm,) = clipped_step(optimiser, config.max_grad_norm, step + 1, lm.model)
+            steps.log(loss=loss, grad_norm=norm, learning_rate=rate)
+    return PretrainResult(lm, steps.history, steps.interrupted)
 
 
 def _token_rows(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, context: int) -> list[Tensor]:

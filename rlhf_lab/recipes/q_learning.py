@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from gymnasium.spaces import Discrete
-from tqdm.auto import trange
 
 from rlhf_lab.experience.episodes import MakeEnv, make_envs
 from rlhf_lab.training.configs import require
-from rlhf_lab.training.history import History
+from rlhf_lab.training.history import Result
 from rlhf_lab.training.optimisers import linear
-from rlhf_lab.training.steps import bars_off, graceful_interrupt
+from rlhf_lab.training.steps import Steps
 
 
 @dataclass(frozen=True)
@@ -50,25 +49,21 @@ class QLearningConfig:
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
 
 
-@dataclass(frozen=True)
-class QLearningResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class QLearningResult(Result[np.ndarray]):
     """What was learned.
 
     Attributes:
-        q_values: [S, A].
+        model: [S, A] action values.
         visits: [S, A], how often each pair was updated.
         history: a row every `log_every` steps. return: mean of the episodes that ended since the last row (None where
             none did). td_error: mean of |target - Q| since then.
-        interrupted: True where an interrupt ended the run early.
     """
 
-    q_values: np.ndarray
     visits: np.ndarray
-    history: History
-    interrupted: bool
 
 
-def q_learning(
+def train_q_learning(
     env: MakeEnv, config: QLearningConfig | None = None, *, q_values: np.ndarray | None = None
 ) -> QLearningResult:
     """Learn the optimal action values from a policy that explores.
@@ -87,8 +82,8 @@ def q_learning(
         ValueError: an argument that cannot be, or an environment with other spaces.
 
     Example:
-        >>> result = q_learning("CliffWalking-v1", QLearningConfig(steps=200, gamma=1.0))
-        >>> result.q_values.shape, int(result.visits.sum())
+        >>> result = train_q_learning("CliffWalking-v1", QLearningConfig(steps=200, gamma=1.0))
+        >>> result.model.shape, int(result.visits.sum())
         ((48, 4), 200)
 
     Source: Watkins and Dayan 1992. Chapter 03.
@@ -100,34 +95,32 @@ def q_learning(
     shape = (int(env.observation_space.n), int(env.action_space.n))
     q_values = np.zeros(shape) if q_values is None else np.array(q_values, dtype=float)
     require(q_values.shape == shape, "q_values", q_values.shape, f"shape {shape}")
-    visits, random, history = np.zeros(shape, dtype=int), np.random.default_rng(config.seed), History()
+    visits, random = np.zeros(shape, dtype=int), np.random.default_rng(config.seed)
     first, shift = int(env.observation_space.start), int(env.action_space.start)
-    state, earned, returns, errors = env.reset()[0] - first, 0.0, [], []
-    with graceful_interrupt() as interrupt:
-        for step in trange(1, config.steps + 1, desc="Q-learning", leave=False, disable=bars_off()):
-            epsilon = linear(config.epsilon, config.final_epsilon, (step - 1) / max(1, config.steps - 1))
-            action = explore(q_values[state], epsilon, random)
-            seen, reward, terminated, truncated, _ = env.step(action + shift)
-            require(math.isfinite(reward), "the reward of env", reward, "a finite number")
-            after = seen - first
-            target = reward + config.gamma * (0.0 if terminated else q_values[after].max())
-            error = target - q_values[state, action]
-            visits[state, action] += 1
-            rate = config.learning_rate / visits[state, action] ** config.learning_rate_power
-            q_values[state, action] += rate * error
-            errors.append(abs(error))
-            earned, state = earned + reward, after
-            if terminated or truncated:
-                returns.append(earned)
-                state, earned = env.reset()[0] - first, 0.0
-            stop = interrupt.requested
-            if stop or step == config.steps or step % config.log_every == 0:
-                mean_return = float(np.mean(returns)) if returns else None
-                history.add(step=step, **{"return": mean_return, "td_error": float(np.mean(errors))})
-                returns, errors = [], []
-            if stop:
-                break
-    return QLearningResult(q_values, visits, history, interrupted=step < config.steps)
+    state, earned = env.reset()[0] - first, 0.0
+    row_after = lambda done: min(done * config.log_every, config.steps)  # noqa: E731
+    with Steps("Q-learning", -(-config.steps // config.log_every), number=row_after) as steps:
+        for row in steps:
+            returns, errors = [], []
+            for step in range(row_after(row), row_after(row + 1)):
+                epsilon = linear(config.epsilon, config.final_epsilon, step / max(1, config.steps - 1))
+                action = explore(q_values[state], epsilon, random)
+                seen, reward, terminated, truncated, _ = env.step(action + shift)
+                require(math.isfinite(reward), "the reward of env", reward, "a finite number")
+                after = seen - first
+                target = reward + config.gamma * (0.0 if terminated else q_values[after].max())
+                error = target - q_values[state, action]
+                visits[state, action] += 1
+                rate = config.learning_rate / visits[state, action] ** config.learning_rate_power
+                q_values[state, action] += rate * error
+                errors.append(abs(error))
+                earned, state = earned + reward, after
+                if terminated or truncated:
+                    returns.append(earned)
+                    state, earned = env.reset()[0] - first, 0.0
+            mean_return = float(np.mean(returns)) if returns else None
+            steps.log({"return": mean_return, "td_error": float(np.mean(errors))})
+    return QLearningResult(q_values, steps.history, steps.interrupted, visits)
 
 
 def explore(q_values: np.ndarray, epsilon: float, random: np.random.Generator) -> int:

@@ -9,10 +9,10 @@ keeps the policy that was learned).
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import trange
 
 from rlhf_lab.experience import invariants
 from rlhf_lab.experience.episodes import Episodes, MakeEnv, collect_episodes, make_envs, policy_for, value_for
@@ -22,9 +22,10 @@ from rlhf_lab.maths.returns import discounted_returns, gae, lambda_returns
 from rlhf_lab.maths.tensors import masked_mean, masked_sum
 from rlhf_lab.models.policies import sampling
 from rlhf_lab.training.configs import require
-from rlhf_lab.training.history import History
+from rlhf_lab.training.history import Result
+from rlhf_lab.training.optimisers import clipped_step
 from rlhf_lab.training.randomness import generator_for
-from rlhf_lab.training.steps import bars_off, graceful_interrupt
+from rlhf_lab.training.steps import Steps
 
 BASELINES = ("none", "mean", "value")
 
@@ -87,25 +88,21 @@ class ReinforceConfig:
         require(critic or self.gae_lambda == 1, "gae_lambda", self.gae_lambda, "1 without a value, or whole returns")
 
 
-@dataclass(frozen=True)
-class ReinforceResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class ReinforceResult(Result[nn.Module]):
     """What was learned.
 
     Attributes:
-        policy: trained.
+        model: the policy, trained.
         value: trained along; None where the baseline is no value.
         history: a row an iteration. return: mean undiscounted return of its episodes. length: their mean length.
             entropy: nats a step. grad_norm: of the policy. value_loss: after the value's last step.
-        interrupted: True where an interrupt ended the run early.
     """
 
-    policy: nn.Module
     value: nn.Module | None
-    history: History
-    interrupted: bool
 
 
-def reinforce(
+def train_reinforce(
     env: MakeEnv,
     config: ReinforceConfig | None = None,
     *,
@@ -134,7 +131,7 @@ def reinforce(
         FloatingPointError: the gradient is NaN or infinite.
 
     Example:
-        >>> result = reinforce("CartPole-v1", ReinforceConfig(iterations=2, episodes=2, max_steps=20))
+        >>> result = train_reinforce("CartPole-v1", ReinforceConfig(iterations=2, episodes=2, max_steps=20))
         >>> len(result.history)
         2
 
@@ -153,11 +150,10 @@ def reinforce(
         invariants.check_reference_apart(policy, reference)
     optimiser = torch.optim.Adam(policy.parameters(), lr=config.learning_rate)
     critic = None if value is None else torch.optim.Adam(value.parameters(), lr=config.value_learning_rate)
-    generator, history = generator_for(config.seed, "reinforce"), History()
-    if evaluate is not None:
-        history.add(step=0, **evaluate(policy))
-    with graceful_interrupt() as interrupt:
-        for step in trange(1, config.iterations + 1, desc="REINFORCE", leave=False, disable=bars_off()):
+    generator = generator_for(config.seed, "reinforce")
+    look = None if evaluate is None else partial(evaluate, policy)
+    with Steps("REINFORCE", config.iterations, look, config.evaluate_every) as steps:
+        for step in steps:
             episodes = collect_episodes(envs, sampling(policy, generator), config.gamma, config.max_steps)
             mask, rewards = episodes.mask, leashed(episodes, policy, reference, config.kl_coef)
             advantages = weights(episodes, rewards, value, config)
@@ -166,19 +162,12 @@ def reinforce(
             gain = reinforce_objective(log_probs, advantages[mask]) + config.entropy_coef * law.entropy()
             optimiser.zero_grad()
             (-gain.sum() / len(mask)).backward()
-            norm = nn.utils.get_total_norm([p.grad for p in policy.parameters() if p.grad is not None])
-            invariants.check_finite("the gradient norm", norm, step)
-            optimiser.step()
-            numbers = {"return": masked_sum(episodes.rewards, mask, dim=1).mean(), "length": mask.sum(1).float().mean()}
-            numbers |= {"entropy": law.entropy().mean().detach(), "grad_norm": norm}
+            (norm,) = clipped_step(optimiser, math.inf, step + 1, policy)
+            steps.log({"return": masked_sum(episodes.rewards, mask, dim=1).mean()})
+            steps.log(length=mask.sum(1).float().mean(), entropy=law.entropy().mean().detach(), grad_norm=norm)
             if value is not None:
-                numbers["value_loss"] = fit_value(value, critic, episodes, rewards, config)
-            last, stop = step == config.iterations, interrupt.requested
-            due = evaluate is not None and (last or stop or step % config.evaluate_every == 0)
-            history.add(step, numbers, evaluate(policy) if due else {})
-            if stop:
-                break
-    return ReinforceResult(policy, value, history, interrupted=step < config.iterations)
+                steps.log(value_loss=fit_value(value, critic, episodes, rewards, config))
+    return ReinforceResult(policy, steps.history, steps.interrupted, value)
 
 
 @torch.no_grad()

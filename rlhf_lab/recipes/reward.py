@@ -4,7 +4,6 @@ All replies of a prompt go through the model once, in one batch, however many pa
 a tier (they form no pair), margins, several labellers with weights of their own.
 """
 
-import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm, trange
+from tqdm.auto import tqdm
 
 from rlhf_lab.maths.preferences import accuracy, bradley_terry_loss, expected_accuracy, plackett_luce_loss
 from rlhf_lab.models.language_model import LanguageModel
@@ -20,10 +19,10 @@ from rlhf_lab.models.reward_model import RewardModel
 from rlhf_lab.models.tokens import TokenBatch, encode_prompts, encode_responses, make_batch
 from rlhf_lab.records import Comparison, Ranking
 from rlhf_lab.training.configs import require
-from rlhf_lab.training.history import History
-from rlhf_lab.training.optimisers import clipped_step, cosine_rate, make_optimiser
+from rlhf_lab.training.history import Result
+from rlhf_lab.training.optimisers import clipped_step, cosine_rate, make_optimiser, scale_rates
 from rlhf_lab.training.randomness import generator_for
-from rlhf_lab.training.steps import RunState, graceful_interrupt
+from rlhf_lab.training.steps import Checkpoint, Steps
 
 UNUSED = {"skipped": "skipped", "all_bad": "all bad", "done": "one tie"}  # why a ranking forms no pair, by its status
 
@@ -76,23 +75,19 @@ class RewardConfig:
         )
 
 
-@dataclass
-class RewardResult:
-    """The reward model, its history, what of the feedback was of no use, and whether the run was stopped early.
+@dataclass(frozen=True, eq=False, repr=False)
+class RewardResult(Result[RewardModel]):
+    """The reward model, how it came about, and what of the feedback was of no use.
 
     Attributes:
         model: scores are standardised on the training replies.
         history: loss in nats (per pair, or per ranking for Plackett-Luce), grad_norm before clipping, learning_rate;
             held_out_loss, accuracy and expected_accuracy on `held_out`; validation_loss.
         unused: records without a pair: skipped, all bad, or one tie.
-        interrupted: True where an interrupt ended the run early.
         cut: replies longer than `max_new_tokens`.
     """
 
-    model: RewardModel
-    history: History
     unused: int
-    interrupted: bool
     cut: int
 
 
@@ -129,7 +124,7 @@ def train_reward_model(
         held_out: feedback on other prompts, for the numbers in the history.
         agreement: p(the rater prefers the better one) for every pair of `held_out`, in the order of `pairs()`, where
             it is known.
-        evaluate: called with the reward model every `evaluate_every` steps and at the end.
+        evaluate: called with the reward model at step 0, every `evaluate_every` steps and at the end.
         checkpoint: file to save to and to resume from.
 
     Returns:
@@ -137,7 +132,7 @@ def train_reward_model(
 
     Raises:
         ValueError: no ranking with a pair, or a tie with the Plackett-Luce loss.
-        CheckpointError, FloatingPointError: as in `fine_tune`.
+        CheckpointError, FloatingPointError: as in `train_sft`.
 
     Source: Stiennon et al. 2020, Learning to summarize from human feedback, section 3.4. Chapter 09.
     """
@@ -151,38 +146,31 @@ def train_reward_model(
     choices, validation = split_by_prompt(every, config.validation_share, config.seed)
     rm = RewardModel.from_language_model(lm, generator_for(config.seed, "reward head"))
     rm.model.requires_grad_(True)
-    state = RunState("reward", config, rm.model, make_optimiser(rm.model, config.learning_rate, config.weight_decay))
-    state.config["feedback"] = zlib.crc32(repr(list(feedback)).encode())
-    state.restore(checkpoint)
-    steps = config.epochs * -(-len(choices) // config.rankings_per_step)
-    with graceful_interrupt() as interrupt:
-        try:
-            bar = trange(state.step, steps, desc="reward model", initial=state.step, total=steps, leave=False)
-            for step in bar:
-                loss = preference_gradient(rm, [choices[i] for i in step_rows(len(choices), config, step)], config)
-                rate = config.learning_rate * cosine_rate(step, steps, config.warmup)
-                norm = clipped_step(rm.model, state.optimiser, rate, config.max_grad_norm, step + 1)
-                state.step = step + 1
-                last, numbers = state.step == steps, {}
-                if last or state.step % config.evaluate_every == 0:
-                    numbers = held_out_quality(rm, tests, config, agreement) if tests else {}
-                    if validation:
-                        numbers["validation_loss"] = held_out_quality(rm, validation, config)["held_out_loss"]
-                        keep_best(state, numbers["validation_loss"])
-                    numbers |= evaluate(rm) if evaluate else {}
-                state.history.add(state.step, loss=loss, grad_norm=norm, learning_rate=rate, **numbers)
-                if last or interrupt.requested or state.step % config.checkpoint_every == 0:
-                    state.save(checkpoint)
-                if interrupt.requested:
-                    break
-        except FloatingPointError:  # weights are checked before every step, so they are the last good ones
-            state.save(checkpoint)
-            raise
-    if state.extra:
-        rm.model.load_state_dict(state.extra["best"])
+    optimiser, best = make_optimiser(rm.model, config.learning_rate, config.weight_decay), {}
+    inputs = {"model": lm.model, "feedback": list(feedback), "held_out": list(held_out)}
+    file = Checkpoint(checkpoint, config.checkpoint_every, "reward", config, inputs, rm.model, optimiser, best)
+
+    def look() -> dict[str, float]:
+        numbers = held_out_quality(rm, tests, config, agreement) if tests else {}
+        if validation:
+            numbers["validation_loss"] = held_out_quality(rm, validation, config)["held_out_loss"]
+            keep_best(best, rm, numbers["validation_loss"])
+        return numbers | (evaluate(rm) if evaluate else {})
+
+    total = config.epochs * -(-len(choices) // config.rankings_per_step)
+    looked = look if tests or validation or evaluate else None
+    with Steps("reward model", total, looked, config.evaluate_every, file) as steps:
+        for step in steps:
+            rate = scale_rates(optimiser, cosine_rate(step, total, config.warmup))
+            optimiser.zero_grad()
+            loss = preference_gradient(rm, [choices[i] for i in step_rows(len(choices), config, step)], config)
+            (norm,) = clipped_step(optimiser, config.max_grad_norm, step + 1, rm.model)
+            steps.log(loss=loss, grad_norm=norm, learning_rate=rate)
+    if best:
+        rm.model.load_state_dict(best["weights"])
     rm.normalise(torch.cat(_scores(rm, choices)))
     cut = sum(reply[-1] != lm.end_id for c in every for reply in c.replies)
-    return RewardResult(rm, state.history, len(feedback) - len(every), state.step < steps, cut)
+    return RewardResult(rm, steps.history, steps.interrupted, len(feedback) - len(every), cut)
 
 
 def encode_feedback(lm: LanguageModel, feedback: Sequence[Ranking | Comparison], config: RewardConfig) -> list[Choices]:
@@ -228,10 +216,10 @@ def split_by_prompt(choices: Sequence[Choices], share: float, seed: int) -> tupl
     return [c for c in choices if tuple(c.prompt) not in apart], [c for c in choices if tuple(c.prompt) in apart]
 
 
-def keep_best(state: RunState, loss: float) -> None:
+def keep_best(best: dict, rm: RewardModel, loss: float) -> None:
     """Remember the weights with the lowest validation loss so far."""
-    if loss < state.extra.get("loss", float("inf")):
-        state.extra = {"loss": loss, "best": {name: w.clone() for name, w in state.model.state_dict().items()}}
+    if loss < best.get("loss", float("inf")):
+        best.update(loss=loss, weights={name: w.clone() for name, w in rm.model.state_dict().items()})
 
 
 def step_rows(count: int, config: RewardConfig, step: int) -> list[int]:

@@ -7,45 +7,49 @@ Left out: several processes, reward whitening, per-token rewards from the reward
 """
 
 import math
-import time
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import trange
 
-from rlhf_lab.experience import invariants
-from rlhf_lab.experience.rollouts import sample_responses
-from rlhf_lab.maths.kl import kl_k1, kl_k3
-from rlhf_lab.maths.objectives import (
-    clip_fraction,
-    clipped_surrogate_objective,
-    clipped_value_loss,
-    entropy,
-    explained_variance,
+from rlhf_lab.experience.invariants import LiveChecks, check_reference_apart
+from rlhf_lab.experience.rewards import (
+    Reward,
+    adapted_kl_coef,
+    reply_discounts,
+    reply_numbers,
+    scores_of,
+    token_rewards,
 )
+from rlhf_lab.experience.rollouts import prompts_of, sample_responses
+from rlhf_lab.experience.updates import (
+    Critic,
+    Experience,
+    Losses,
+    accumulate_gradient,
+    language_model_gradient,
+    old_log_probs_and_values,
+    ppo_losses,
+    update_numbers,
+    value_numbers,
+)
+from rlhf_lab.maths.kl import kl_k1
 from rlhf_lab.maths.returns import gae
-from rlhf_lab.maths.tensors import masked_mean, masked_sum, masked_whiten
+from rlhf_lab.maths.tensors import masked_whiten
 from rlhf_lab.models.language_model import LanguageModel
 from rlhf_lab.models.reward_model import RewardModel
-from rlhf_lab.models.scoring import ValueHead, forward, response_log_probs, token_log_probs
-from rlhf_lab.models.tokens import Rollout, TokenBatch, length_groups, make_batch
-from rlhf_lab.records import Conversation, as_conversation
+from rlhf_lab.models.scoring import ValueHead, response_log_probs
+from rlhf_lab.records import Conversation, PromptLike, as_conversation
 from rlhf_lab.training.configs import require
-from rlhf_lab.training.files import CheckpointError
-from rlhf_lab.training.history import History, mean_rows
-from rlhf_lab.training.optimisers import linear
-from rlhf_lab.training.randomness import generator_for
-from rlhf_lab.training.steps import RunState, graceful_interrupt
+from rlhf_lab.training.history import Result, mean_rows
+from rlhf_lab.training.optimisers import clipped_step, linear, scale_rates
+from rlhf_lab.training.randomness import generator_for, minibatches
+from rlhf_lab.training.steps import Checkpoint, Steps
 
-# Rows that are scored again, iterations between, and the most of all forward tokens that this may take.
-CHECK_ROWS, CHECK_EVERY, CHECK_BUDGET = 2, 10, 0.02
 VALUES = ("reward_model", "policy_head")
 
 
@@ -70,6 +74,11 @@ class OptimiserConfig:
         require(self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "above 0")
         require(self.warmup_iterations >= 0, "warmup_iterations", self.warmup_iterations, "at least 0")
         require(0 <= self.final_fraction <= 1, "final_fraction", self.final_fraction, "in [0, 1]")
+
+    def factor(self, step: int, steps: int) -> float:
+        """Factor of the peak rates: linear warm-up, times a linear fall to final_fraction at the last step."""
+        warmup = min(1.0, (step + 1) / (self.warmup_iterations + 1))
+        return warmup * linear(1.0, self.final_fraction, step / max(1, steps - 1))
 
 
 @dataclass(frozen=True)
@@ -152,33 +161,8 @@ class RLHFConfig:
         return {"temperature": self.temperature, "max_new_tokens": self.max_new_tokens}
 
 
-@dataclass(frozen=True)
-class Experience:
-    """What one iteration learns from. Every tensor is [B, T] and data: none requires grad.
-
-    Attributes:
-        batch: the tokens of prompts and replies.
-        old_log_probs: nats, of the law that sampled.
-        old_values: reward units, value of the state before each token when the replies were sampled.
-        advantages: whitened over the mask.
-        returns: targets of the value, advantages before whitening plus old_values.
-    """
-
-    batch: TokenBatch
-    old_log_probs: Tensor
-    old_values: Tensor
-    advantages: Tensor
-    returns: Tensor
-
-    def select(self, rows: Tensor) -> "Experience":
-        """The given rows, trimmed to the longest prompt and reply among them."""
-        batch = self.batch.select(rows)
-        rest = (getattr(self, f.name)[rows, : batch.mask.shape[1]] for f in fields(self)[1:])
-        return Experience(batch, *rest)
-
-
-@dataclass(frozen=True)
-class RLHFResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class RLHFResult(Result[LanguageModel]):
     """A trained policy and how it came about.
 
     Attributes:
@@ -197,18 +181,15 @@ class RLHFResult:
         check_cost: forward tokens of the live checks over all forward tokens.
     """
 
-    model: LanguageModel
     value: RewardModel | ValueHead
-    history: History
-    interrupted: bool
     timings: dict[str, list[float]]
     check_cost: float
 
 
 def train_rlhf(
     policy: LanguageModel,
-    prompts: Sequence[Conversation],
-    reward: RewardModel | Callable[[Rollout], Tensor],
+    prompts: Sequence[PromptLike],
+    reward: Reward,
     config: RLHFConfig | None = None,
     *,
     reference: LanguageModel | None = None,
@@ -227,9 +208,9 @@ def train_rlhf(
 
     Args:
         policy: where to start; it is not changed.
-        prompts: conversations that end with a user message, or strings.
-        reward: a RewardModel with the policy's tokenizer, or a function of the Rollout that returns scores [B];
-            called once an iteration.
+        prompts: texts, or conversations that end with a user message.
+        reward: scores [B] of a Rollout: a RewardModel with the policy's tokenizer, or a function; called once an
+            iteration.
         config: RLHFConfig() if None.
         reference: the other end of the leash; the policy as given if None.
         value_init: start of the value model; if None a copy of `reward` where that is a RewardModel, else the
@@ -247,7 +228,7 @@ def train_rlhf(
     Raises:
         ValueError: an argument that cannot be; CheckpointError: a checkpoint of another run.
         InvariantViolation: a live check failed; the message says what it means.
-        FloatingPointError: something is NaN or infinite; the state before it is in `checkpoint`.
+        FloatingPointError: something is NaN or infinite; the state after the iteration before is in `checkpoint`.
 
     Example:
         >>> import torch
@@ -262,390 +243,126 @@ def train_rlhf(
     Schulman et al. 2017, Proximal policy optimization algorithms. Chapter 10.
     """
     config = config or RLHFConfig()
-    prompts, texts = _check_inputs(policy, prompts, reward, config, lm_texts)
-    run = Run.start(policy, reward, config, reference, value_init)
-    run.restore(checkpoint, _fingerprint(run.reference, prompts, texts))
-    state = run.state
-    if evaluate is not None and not len(state.history):
-        state.history.add(step=0, **evaluate(run.policy))
-    span = {"initial": state.step, "total": config.iterations}
-    bar = trange(state.step, config.iterations, desc="RLHF", leave=False, **span)
-    with graceful_interrupt() as interrupt, run.saved_on_failure(checkpoint):
-        for step in bar:
+    conversations, texts = checked_inputs(policy, prompts, reward, config, lm_texts)
+    start, policy = policy, policy.copy()
+    critic = new_critic(start, reward, value_init, config)
+    head = critic if isinstance(critic, ValueHead) else None
+    networks = torch.nn.ModuleDict({"policy": policy.model, "value": critic.network}).requires_grad_(True)
+    optimiser = new_optimiser(networks, config)
+    losses = new_losses(policy, critic, config)
+    state, law = new_state(config), {"temperature": config.temperature, "micro_batch": config.micro_batch}
+    checks = new_checks(policy, reference or start, reward, head, state, config)
+    inputs = {"policy": start.model, "reference": (reference or start).model, "prompts": conversations, "texts": texts}
+    inputs |= {"reward": getattr(reward, "model", None), "value_init": getattr(value_init, "model", None)}
+    file = Checkpoint(checkpoint, checkpoint_every, "rlhf", config, inputs, networks, optimiser, state, True)
+    look = None if evaluate is None else partial(evaluate, policy)
+    with Steps("RLHF", config.iterations, look, config.evaluate_every, file) as steps:
+        for step in steps:
             generator = generator_for(config.seed, "rlhf", step)
-            rate = set_learning_rate(state.optimiser, config, step)
-            with run.timed("sample"):
-                rollout = sample_responses(
-                    run.policy,
-                    prompts_of(prompts, config, step),
-                    max_new_tokens=config.max_new_tokens,
-                    temperature=config.temperature,
-                    generator=generator,
-                    value_head=run.value if isinstance(run.value, ValueHead) else None,
-                )
-            with run.timed("score"):
-                experience, numbers = score_rollout(run, rollout, reward, config)
-            with run.timed("optimise"):
-                numbers |= optimise(run, experience, texts, config, generator)
-            numbers |= {"kl_coef": run.kl_coef, "learning_rate": rate}
+            rate = scale_rates(optimiser, config.optimiser.factor(step, config.iterations))
+            with steps.timed("sample"):
+                asked = prompts_of(conversations, config.prompts_per_iteration, step, config.seed)
+                rollout = sample_responses(policy, asked, generator=generator, value_head=head, **config.sampling)
+            with steps.timed("score"):
+                batch, mask = rollout.batch, rollout.batch.mask
+                log_probs, values = old_log_probs_and_values(policy, critic, rollout, **law)
+                ref_log_probs = response_log_probs(reference or start, batch, **law)
+                raw_scores = scores_of(reward, rollout)
+                same = ref_log_probs if step == 0 and reference is None else None
+                checks.rollout(step, rollout, raw_scores, log_probs, same)
+                scores = raw_scores - config.missing_end_penalty * ~rollout.ended
+                kl_penalty = -state["kl_coef"] * kl_k1(log_probs, ref_log_probs) * mask
+                rewards, discounts = token_rewards(scores, kl_penalty, mask), reply_discounts(mask)
+                checks.rewards(rewards, scores, kl_penalty, mask, discounts)
+                advantages = gae(rewards, values, discounts, mask, config.gae_lambda)
+                returns, white = advantages + values[:, :-1], masked_whiten(advantages, mask)
+                experience = Experience(batch, log_probs, white, values[:, :-1], returns)
+            with steps.timed("optimise"):
+                updates: list[dict[str, float]] = []
+                for rows in minibatches(len(rollout), config.minibatch_rows, config.epochs, generator):
+                    part = experience.select(rows)
+                    optimiser.zero_grad()
+                    new, numbers = accumulate_gradient(losses, part, config.micro_batch, config.value_coef)
+                    numbers |= update_numbers(new, part, config.clip_epsilon)
+                    if not updates:
+                        checks.first_minibatch(new, part.old_log_probs, part.batch, config.clip_epsilon)
+                    elif config.kl_stop is not None and numbers["approx_kl"] > config.kl_stop:
+                        break
+                    if config.lm_coef > 0:
+                        ptx = (len(rows), config.lm_coef, config.micro_batch, generator)
+                        numbers["lm_loss"] = language_model_gradient(policy, texts, *ptx)
+                    norms = clipped_step(optimiser, config.optimiser.max_grad_norm, step + 1, *networks.values())
+                    updates.append(numbers | {"grad_norm": norms[0]})
+            seen = reply_numbers(rollout, raw_scores, rewards, log_probs, ref_log_probs)
+            steps.log(seen, value_numbers(values[:, :-1], returns, mask), mean_rows(updates))
+            steps.log(kl_coef=state["kl_coef"], learning_rate=rate)
             if config.kl_target is not None:
-                state.extra["kl_coef"] = adapted_kl_coef(run.kl_coef, numbers["kl"], config.kl_target)
-            done, last = step + 1, step + 1 == config.iterations
-            due = evaluate is not None and (last or done % config.evaluate_every == 0)
-            state.history.add(done, numbers, evaluate(run.policy) if due else {})
-            state.step, stop = done, interrupt.requested
-            if last or stop or done % checkpoint_every == 0:
-                state.save(checkpoint)
-            if stop:
-                break
-    return run.result(interrupted=state.step < config.iterations)
+                state["kl_coef"] = adapted_kl_coef(state["kl_coef"], seen["kl"], config.kl_target)
+    return RLHFResult(policy, steps.history, steps.interrupted, critic, steps.timings, checks.cost)
 
 
-@dataclass
-class Run:
-    """The models of a run, and what a checkpoint must keep of them.
-
-    Attributes:
-        policy, value: in training; the value is a model of its own or a head on the policy.
-        reference: the other end of the leash, not trained.
-        same_reference: it is the policy as it was at step 0.
-        passes: forward passes over each reply in one iteration, of all models together.
-        state: weights, optimiser, step, history; in `extra` the KL coefficient and the counts of forward tokens.
-        timings: seconds of each part of each iteration.
-    """
-
-    policy: LanguageModel
-    value: RewardModel | ValueHead
-    reference: LanguageModel
-    same_reference: bool
-    passes: int
-    state: RunState
-    timings: dict = field(default_factory=lambda: {"sample": [], "score": [], "optimise": []})
-
-    @classmethod
-    def start(cls, policy, reward, config: RLHFConfig, reference=None, value_init=None) -> "Run":
-        """A copy of the policy, a value and an optimiser for both, before the first step."""
-        trained, value = policy.copy(), _initial_value(policy, reward, value_init, config)
-        network = value if isinstance(value, ValueHead) else value.model
-        trained.model.eval().requires_grad_(True)
-        network.requires_grad_(True)
-        if config.check_invariants:
-            invariants.check_reference_apart(trained.model, (reference or policy).model)
-        groups = [
-            {"params": list(trained.model.parameters()), "peak": config.learning_rate},
-            {"params": list(network.parameters()), "peak": config.value_learning_rate},
-        ]
-        epsilon = config.optimiser.adam_epsilon
-        optimiser = torch.optim.AdamW(groups, lr=1.0, eps=epsilon, weight_decay=0.0, fused=True)
-        networks = torch.nn.ModuleDict({"policy": trained.model, "value": network})
-        state = RunState("rlhf", config, networks, optimiser)
-        state.extra = {"kl_coef": config.kl_coef, "forward_tokens": 0, "check_tokens": 0}
-        passes = 2 + isinstance(reward, RewardModel) + (policy.precision != torch.float32)
-        passes += config.epochs + (value is not network) * (1 + config.epochs)
-        return cls(trained, value, reference or policy, reference is None, passes, state)
-
-    @property
-    def kl_coef(self) -> float:
-        """Reward units per nat, now."""
-        return self.state.extra["kl_coef"]
-
-    def restore(self, checkpoint: str | Path | None, inputs: int) -> None:
-        """Go on from the checkpoint if there is one; `inputs` is a digest of reference, prompts and texts."""
-        self.state.extra["inputs"] = inputs
-        self.state.restore(checkpoint)
-        if self.state.extra["inputs"] != inputs:
-            raise CheckpointError(
-                f"{checkpoint} is of a run with another reference, other prompts or other lm_texts; give "
-                "those it was made with, or another file"
-            )
-
-    def clipped_step(self, config: RLHFConfig) -> float:
-        """One AdamW step with both gradients clipped, each apart; returns the norm of the policy's."""
-        most, groups = config.optimiser.max_grad_norm, self.state.optimiser.param_groups
-        norms = torch.stack([torch.nn.utils.clip_grad_norm_(group["params"], most) for group in groups])
-        invariants.check_finite("the gradient norms of policy and value", norms, self.state.step + 1)
-        self.state.optimiser.step()
-        return float(norms[0])
-
-    def check_rollout(self, rollout: Rollout, log_probs: Tensor, ref_log_probs: Tensor, config) -> None:
-        """The live checks of a fresh rollout; what is scored again for them stays within its budget."""
-        batch, policy, extra = rollout.batch, self.policy, self.state.extra
-        tolerance = invariants.tolerance_for(policy.precision)
-        limit = config.max_new_tokens
-        lengths = invariants.reply_lengths(batch.response_ids, rollout.ended, policy.end_id, limit)
-        invariants.check_mask(batch.mask, lengths)
-        if self.state.step == 0 and self.same_reference:
-            cause = partial(invariants.diagnose, policy, batch, log_probs, ref_log_probs, config.temperature)
-            invariants.check_initial_kl(log_probs, ref_log_probs, batch.mask, tolerance, cause)
-        lengths = batch.prompt_lengths + batch.response_lengths
-        extra["forward_tokens"] += self.passes * int(lengths.sum())
-        costs = lengths[:CHECK_ROWS].cumsum(0)
-        rows = int((extra["check_tokens"] + costs <= CHECK_BUDGET * extra["forward_tokens"]).sum())
-        if self.state.step % CHECK_EVERY == 0 and rows:
-            extra["check_tokens"] += int(costs[rows - 1])
-            few = batch.select(torch.arange(rows))
-            invariants.check_padding(policy, few, rollout.log_probs[:rows], config.temperature, tolerance)
-
-    @contextmanager
-    def timed(self, part: str) -> Iterator[None]:
-        """Note the seconds of a block."""
-        start = time.perf_counter()
-        yield
-        self.timings[part].append(time.perf_counter() - start)
-
-    @contextmanager
-    def saved_on_failure(self, checkpoint: str | Path | None) -> Iterator[None]:
-        """Save when something is not finite; the weights still are, because every gradient is checked."""
-        try:
-            yield
-        except FloatingPointError as error:
-            self.state.save(checkpoint)
-            if checkpoint is not None:
-                error.add_note(f"The last good state, after iteration {self.state.step}, is in {checkpoint}.")
-            raise
-
-    def result(self, interrupted: bool) -> RLHFResult:
-        """What the caller gets."""
-        cost = self.state.extra["check_tokens"] / max(1, self.state.extra["forward_tokens"])
-        return RLHFResult(self.policy, self.value, self.state.history, interrupted, self.timings, cost)
-
-
-def _initial_value(policy, reward, value_init, config):
+def new_critic(
+    policy: LanguageModel, reward: Reward, value_init: RewardModel | None, config: RLHFConfig
+) -> RewardModel | ValueHead:
+    """What gives the values: a head on the policy, or a model of its own, from a reward model where there is one."""
     if config.value == "policy_head":
         return ValueHead(policy.model.config.hidden_size).to(policy.device)
     if value_init is not None or isinstance(reward, RewardModel):
         return (value_init or reward).copy()
-    value = RewardModel.from_language_model(policy, generator_for(config.seed, "rlhf", "value"))
-    torch.nn.init.zeros_(value.model.score.weight)  # values start at 0; a random head would only add noise
-    return value
+    critic = RewardModel.from_language_model(policy, generator_for(config.seed, "rlhf", "value"))
+    torch.nn.init.zeros_(critic.model.score.weight)  # values start at 0; a random head would only add noise
+    return critic
 
 
-def score_rollout(run: Run, rollout: Rollout, reward, config: RLHFConfig) -> tuple[Experience, dict]:
-    """Turn replies into experience: scores, KL, one reward per token, advantages; and the numbers to log."""
-    batch, mask, step = rollout.batch, rollout.batch.mask, run.state.step
-    old_log_probs, old_values = old_log_probs_and_values(run.policy, run.value, rollout, config)
-    ref_log_probs = response_log_probs(run.reference, batch, config.temperature, config.micro_batch)
-    raw_scores = _scores(reward, rollout)
-    invariants.check_finite("reward scores", raw_scores, step + 1)
-    invariants.check_finite("log-probs of the policy", old_log_probs, step + 1)
+def new_losses(policy: LanguageModel, critic: Critic, config: RLHFConfig) -> Callable[[Experience, Tensor], Losses]:
+    """The losses of PPO with the settings of a run."""
+    return partial(
+        ppo_losses,
+        policy,
+        critic,
+        temperature=config.temperature,
+        clip_epsilon=config.clip_epsilon,
+        value_clip_epsilon=config.value_clip_epsilon,
+        entropy_coef=config.entropy_coef,
+    )
+
+
+def new_optimiser(networks: torch.nn.ModuleDict, config: RLHFConfig) -> torch.optim.AdamW:
+    """AdamW on policy and value, each with a peak rate of its own."""
+    peaks = {"policy": config.learning_rate, "value": config.value_learning_rate}
+    groups = [{"params": list(networks[name].parameters()), "peak": peak} for name, peak in peaks.items()]
+    return torch.optim.AdamW(groups, lr=1.0, eps=config.optimiser.adam_epsilon, weight_decay=0.0, fused=True)
+
+
+def new_state(config: RLHFConfig) -> dict[str, Any]:
+    """What a checkpoint keeps besides weights: the KL coefficient now, and what the live checks count."""
+    return {"kl_coef": config.kl_coef, "forward_tokens": 0, "check_tokens": 0}
+
+
+def new_checks(
+    policy: LanguageModel,
+    reference: LanguageModel,
+    reward: Reward,
+    head: ValueHead | None,
+    state: dict[str, Any],
+    config: RLHFConfig,
+) -> LiveChecks:
+    """The live checks, and how many passes over each reply an iteration makes."""
     if config.check_invariants:
-        run.check_rollout(rollout, old_log_probs, ref_log_probs, config)
-    scores = raw_scores - config.missing_end_penalty * ~rollout.ended
-    kl_penalty = -run.kl_coef * kl_k1(old_log_probs, ref_log_probs) * mask
-    rewards = token_rewards(scores, kl_penalty, mask)
-    discounts = reply_discounts(mask)
-    advantages = gae(rewards, old_values, discounts, mask, config.gae_lambda)
-    returns = advantages + old_values[:, :-1]
-    if config.check_invariants:
-        tolerance = invariants.tolerance_for(torch.float32)
-        invariants.check_score_counted_once(rewards, scores, kl_penalty, mask, tolerance, discounts)
-    numbers = {
-        "score": raw_scores.mean(),
-        "reward": masked_sum(rewards, mask, dim=1).mean(),
-        "kl": masked_sum(kl_k1(old_log_probs, ref_log_probs), mask, dim=1).mean(),
-        "kl_k3": masked_sum(kl_k3(old_log_probs, ref_log_probs), mask, dim=1).mean(),
-        "entropy": -masked_mean(old_log_probs, mask),
-        "explained_variance": explained_variance(old_values[:, :-1], returns, mask),
-        "length": batch.response_lengths.float().mean(),
-        "ended": rollout.ended.float().mean(),
-    }
-    numbers = {name: float(number) for name, number in numbers.items()}
-    if not math.isfinite(numbers["explained_variance"]):  # constant returns have no variance to explain
-        numbers["explained_variance"] = None
-    white = masked_whiten(advantages, mask)
-    return Experience(batch, old_log_probs, old_values[:, :-1], white, returns), numbers
+        check_reference_apart(policy.model, reference.model)
+    passes = 2 + isinstance(reward, RewardModel) + (policy.precision != torch.float32) + config.epochs
+    passes += 0 if head else 1 + config.epochs
+    return LiveChecks(policy, config.temperature, config.max_new_tokens, passes, state, config.check_invariants)
 
 
-def token_rewards(scores: Tensor, kl_penalty: Tensor, mask: Tensor) -> Tensor:
-    """Rewards [B, T]: the KL penalty of every token, and the score at the last real one.
-
-        rewards[b, t] = kl_penalty[b, t] + scores[b] * [t is the last real token of b]
-
-    Example:
-        >>> token_rewards(torch.tensor([3.0]), torch.zeros(1, 3), torch.tensor([[True, True, False]]))
-        tensor([[0., 3., 0.]])
-    """
-    last = torch.nn.functional.one_hot(mask.sum(1) - 1, mask.shape[1])
-    return kl_penalty + scores[:, None] * last
-
-
-def reply_discounts(mask: Tensor) -> Tensor:
-    """Discounts [B, T]: 1 while the reply goes on, 0 at its last real token, whether or not it ended itself.
-
-    Example:
-        >>> reply_discounts(torch.tensor([[True, True, False]]))
-        tensor([[1., 0., 0.]])
-    """
-    later = torch.zeros_like(mask)
-    later[:, :-1] = mask[:, 1:]
-    return later.float()
-
-
-def adapted_kl_coef(kl_coef: float, kl: float, target: float) -> float:
-    """The next KL coefficient: up by at most 2 % while the KL is above its target, down by at most 2 % below.
-
-        kl_coef * (1 + 0.1 * clip(kl / target - 1, -0.2, 0.2))
-
-    Example:
-        >>> round(adapted_kl_coef(0.1, kl=12.0, target=6.0), 6)
-        0.102
-
-    Source: Ziegler et al. 2019, Fine-Tuning Language Models from Human Preferences, section 2.2. Chapter 10.
-    """
-    return kl_coef * (1 + 0.1 * min(max(kl / target - 1, -0.2), 0.2))
-
-
-def values_of(value: RewardModel | ValueHead, batch: TokenBatch, hidden: Tensor) -> Tensor:
-    """Values [B, T + 1] in reward units: of the policy's hidden states, or by a model of its own."""
-    if isinstance(value, ValueHead):
-        return value(hidden)
-    return (value.token_scores(batch) - value.score_mean) / value.score_std
-
-
-def old_log_probs_and_values(policy, value, rollout: Rollout, config: RLHFConfig) -> tuple[Tensor, Tensor]:
-    """Log-probs [B, T] and values [B, T + 1] of the policy that sampled.
-
-    In float32 those from sampling are those of a training pass and are kept. In bf16 they are 0.03 nats off, so
-    the replies are scored again. A value model of its own has not seen the replies yet: one pass in any case.
-    """
-    exact = policy.precision == torch.float32
-    if exact and rollout.values is not None:
-        return rollout.log_probs, rollout.values
-    log_probs = rollout.log_probs.clone()
-    values = log_probs.new_zeros(len(rollout), log_probs.shape[1] + 1)
-    with torch.no_grad():
-        for rows in length_groups(rollout.batch, config.micro_batch):
-            batch = rollout.batch.select(rows)
-            width = batch.mask.shape[1]
-            if exact:
-                values[rows, : width + 1] = values_of(value, batch, None)
-                continue
-            output = forward(policy, batch)
-            tokens, mask = batch.response_ids, batch.mask
-            log_probs[rows, :width] = token_log_probs(output.logits, tokens, mask, config.temperature)
-            values[rows, : width + 1] = values_of(value, batch, output.hidden)
-    return log_probs, values
-
-
-def micro_batches(batch: TokenBatch, rows: Tensor, most: int) -> list[Tensor]:
-    """The given rows in pieces of at most `most`, rows of similar length together."""
-    return [rows[group.cpu()] for group in length_groups(batch.select(rows), most)]
-
-
-def optimise(run: Run, experience: Experience, texts, config: RLHFConfig, generator) -> dict[str, float]:
-    """A few epochs of minibatch steps on one iteration's experience; mean numbers over the steps."""
-    steps = []
-    for _ in range(config.epochs):
-        shuffled = torch.randperm(len(experience.batch), generator=generator)
-        for rows in shuffled.tensor_split(-(-len(shuffled) // config.minibatch_rows)):  # even, so none is tiny
-            numbers = minibatch_gradient(run, experience, rows, config, first=not steps)
-            if config.kl_stop is not None and numbers["approx_kl"] > config.kl_stop and steps:
-                return mean_rows(steps)
-            if config.lm_coef > 0:
-                picked = torch.randint(len(texts), (len(rows),), generator=generator)
-                numbers["lm_loss"] = language_model_gradient(run.policy, [texts[i] for i in picked], config)
-            numbers["grad_norm"] = run.clipped_step(config)
-            steps.append(numbers)
-    return mean_rows(steps)
-
-
-def minibatch_gradient(run: Run, experience: Experience, rows: Tensor, config: RLHFConfig, first: bool):
-    """Set the gradients of policy and value to those of the PPO loss on these rows; the numbers to log.
-
-    Every micro-batch is divided by the token count of the whole minibatch, so their size changes nothing.
-    """
-    run.state.optimiser.zero_grad(set_to_none=True)
-    count = experience.batch.mask[rows].sum()
-    new = torch.zeros_like(experience.old_log_probs)
-    sums = torch.zeros(2, device=new.device)
-    for part_rows in micro_batches(experience.batch, rows, config.micro_batch):
-        part = experience.select(part_rows)
-        policy_loss, value_loss, log_probs = ppo_losses(run.policy, run.value, part, count, config)
-        (policy_loss + config.value_coef * value_loss).backward()
-        new[part_rows, : log_probs.shape[1]] = log_probs.detach()
-        sums += torch.stack([policy_loss.detach(), value_loss.detach()])
-    invariants.check_finite("the policy and value losses", sums, run.state.step + 1)
-    new, old, mask = new[rows], experience.old_log_probs[rows], experience.batch.mask[rows]
-    if first and config.check_invariants:
-        tolerance = invariants.tolerance_for(run.policy.precision)
-        replies = experience.batch.select(rows)
-        cause = partial(invariants.diagnose, run.policy, replies, old, new, config.temperature)
-        invariants.check_first_minibatch(new, old, mask, config.clip_epsilon, tolerance, cause)
-    numbers = {"policy_loss": sums[0], "value_loss": sums[1]}
-    numbers["approx_kl"] = masked_mean(kl_k3(old, new), mask)  # the tokens are samples of the old policy
-    numbers["clip_fraction"] = clip_fraction(new, old, config.clip_epsilon, mask)
-    return {name: float(number) for name, number in numbers.items()}
-
-
-def ppo_losses(policy: LanguageModel, value, part: Experience, count: Tensor, config: RLHFConfig):
-    """Policy loss, value loss and new log-probs [B, T] of a micro-batch: sums over tokens over count.
-
-    policy loss = -1/count sum [min(ratio A, clip(ratio, 1 - e, 1 + e) A) + entropy_coef * entropy]
-    value loss  =  1/count sum 1/2 max[(V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2]
-    """
-    batch, mask = part.batch, part.batch.mask
-    output = forward(policy, batch)
-    log_probs = token_log_probs(output.logits, batch.response_ids, mask, config.temperature)
-    values = values_of(value, batch, output.hidden)[:, :-1]
-    gain = clipped_surrogate_objective(log_probs, part.old_log_probs, part.advantages, config.clip_epsilon)
-    if config.entropy_coef > 0:
-        gain = gain + config.entropy_coef * entropy(output.logits / config.temperature)
-    errors = clipped_value_loss(values, part.old_values, part.returns, config.value_clip_epsilon)
-    return -masked_mean(gain, mask, count=count), masked_mean(errors, mask, count=count), log_probs
-
-
-def language_model_gradient(lm: LanguageModel, token_rows: list[list[int]], config: RLHFConfig) -> float:
-    """Add lm_coef times the gradient of the mean -log-prob per token; returns that mean, in nats."""
-    batch = make_batch([row[:1] for row in token_rows], [row[1:] for row in token_rows], lm.pad_id, lm.device)
-    count, total = batch.mask.sum(), 0.0
-    for rows in length_groups(batch, config.micro_batch):
-        part = batch.select(rows)
-        log_probs = token_log_probs(forward(lm, part).logits, part.response_ids, part.mask)
-        loss = -masked_mean(log_probs, part.mask, count=count)
-        (config.lm_coef * loss).backward()
-        total += float(loss.detach())
-    return total
-
-
-def set_learning_rate(optimiser: torch.optim.Optimizer, config: RLHFConfig, step: int) -> float:
-    """Linear warm-up, times a linear fall to final_fraction at the last iteration; returns the policy's rate."""
-    schedule = config.optimiser
-    warmup = min(1.0, (step + 1) / (schedule.warmup_iterations + 1))
-    done = step / max(1, config.iterations - 1)
-    for group in optimiser.param_groups:
-        group["lr"] = group["peak"] * warmup * linear(1.0, schedule.final_fraction, done)
-    return optimiser.param_groups[0]["lr"]
-
-
-def prompts_of(prompts: Sequence, config: RLHFConfig, step: int) -> list:
-    """The prompts of one iteration; all are used, in an order that changes every lap, before one comes again."""
-    count, picked, order = config.prompts_per_iteration, [], []
-    for position in range(step * count, (step + 1) * count):
-        lap, place = divmod(position, len(prompts))
-        if not order or place == 0:
-            shuffle = generator_for(config.seed, "prompts", lap)
-            order = torch.randperm(len(prompts), generator=shuffle).tolist()
-        picked.append(prompts[order[place]])
-    return picked
-
-
-def _scores(reward, rollout: Rollout) -> Tensor:
-    """Scores [B] of the reward model or of the caller's function, checked."""
-    if isinstance(reward, RewardModel):
-        return reward.score_batch(rollout.batch)
-    scores = reward(rollout)
-    shape = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-    require(shape == [len(rollout)], "what reward returned", shape, f"a tensor of {len(rollout)} scores")
-    return scores.detach().to(rollout.log_probs.device, torch.float32)
-
-
-def _check_inputs(policy, prompts, reward, config, lm_texts):
+def checked_inputs(
+    policy: LanguageModel, prompts: Sequence[PromptLike], reward: Reward, config: RLHFConfig, lm_texts: Sequence[str]
+) -> tuple[tuple[Conversation, ...], list[list[int]]]:
     """The prompts as conversations and the texts as token rows, or a ValueError that names what is wrong."""
     some = not isinstance(prompts, str) and len(prompts) > 0
     require(some, "prompts", prompts, "a non-empty list of conversations")
-    is_model = isinstance(reward, RewardModel)
-    require(is_model or callable(reward), "reward", reward, "a RewardModel or a function of a Rollout")
-    if is_model and reward.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
+    require(callable(reward), "reward", reward, "a RewardModel or a function of a Rollout")
+    if isinstance(reward, RewardModel) and reward.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
         raise ValueError(
             "the reward model has another tokenizer than the policy; give a function that scores texts: "
             "lambda rollout: reward_model.score(rollout.conversations, rollout.texts)"
@@ -655,11 +372,3 @@ def _check_inputs(policy, prompts, reward, config, lm_texts):
     for i, row in enumerate(rows):
         require(len(row) > 1, f"lm_texts[{i}]", lm_texts[i], "a text of at least 2 tokens")
     return tuple(as_conversation(prompt) for prompt in prompts), rows
-
-
-def _fingerprint(lm, prompts, texts):
-    """A number that changes with the reference's weights, the prompts or the texts."""
-    digest = zlib.crc32(repr((prompts, texts)).encode())
-    for parameter in lm.model.parameters():
-        digest = zlib.crc32(parameter.detach().float().cpu().contiguous().numpy().tobytes(), digest)
-    return digest

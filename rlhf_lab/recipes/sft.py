@@ -4,24 +4,22 @@ The loss is over the reply, its end token included; the prompt is given and not 
 several epochs by name (steps say how long), low-rank adapters.
 """
 
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from tqdm.auto import trange
 
-from rlhf_lab.maths.tensors import masked_mean
+from rlhf_lab.experience.updates import imitation_gradient
 from rlhf_lab.models.language_model import LanguageModel
-from rlhf_lab.models.scoring import forward, token_log_probs
-from rlhf_lab.models.tokens import TokenBatch, encode_prompts, encode_responses, length_groups, make_batch
+from rlhf_lab.models.tokens import encode_prompts, encode_responses, make_batch
 from rlhf_lab.records import Demonstration
 from rlhf_lab.training.configs import require
-from rlhf_lab.training.history import History
-from rlhf_lab.training.optimisers import clipped_step, cosine_rate, make_optimiser
+from rlhf_lab.training.history import Result
+from rlhf_lab.training.optimisers import clipped_step, cosine_rate, make_optimiser, scale_rates
 from rlhf_lab.training.randomness import generator_for
-from rlhf_lab.training.steps import RunState, graceful_interrupt
+from rlhf_lab.training.steps import Checkpoint, Steps
 
 
 @dataclass(frozen=True)
@@ -63,20 +61,19 @@ class SFTConfig:
             require(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "at least 0")
 
 
-@dataclass
-class SFTResult:
-    """The tuned model, its history, whether the run was stopped early, and how many replies were cut.
+@dataclass(frozen=True, eq=False, repr=False)
+class SFTResult(Result[LanguageModel]):
+    """The tuned model and how it came about.
 
-    History: loss in nats per reply token, grad_norm before clipping, learning_rate, and what `evaluate` gave.
+    Attributes:
+        history: loss in nats per reply token, grad_norm before clipping, learning_rate, and what `evaluate` gave.
+        cut: replies longer than `max_new_tokens`.
     """
 
-    model: LanguageModel
-    history: History
-    interrupted: bool
     cut: int
 
 
-def fine_tune(
+def train_sft(
     lm: LanguageModel,
     demonstrations: Sequence[Demonstration],
     config: SFTConfig | None = None,
@@ -92,7 +89,8 @@ def fine_tune(
         lm: where to start; it is not changed.
         demonstrations: prompts with replies.
         config: see SFTConfig.
-        evaluate: called with the model every `evaluate_every` steps and at the end; its numbers join the history.
+        evaluate: called with the model at step 0, every `evaluate_every` steps and at the end; its numbers join the
+            history.
         checkpoint: file to save to and to resume from.
 
     Returns:
@@ -107,44 +105,22 @@ def fine_tune(
     """
     config = config or SFTConfig()
     require(len(demonstrations) > 0, "demonstrations", "empty", "at least one prompt with a reply")
-    lm = lm.copy()
-    lm.model.requires_grad_(True)
     prompts = encode_prompts(lm, [d.prompt for d in demonstrations], config.max_new_tokens)
     replies = encode_responses(lm, [d.response for d in demonstrations], config.max_new_tokens)
-    state = RunState("sft", config, lm.model, make_optimiser(lm.model, config.learning_rate, config.weight_decay))
-    state.config["demonstrations"] = zlib.crc32(repr(list(demonstrations)).encode())
-    state.restore(checkpoint)
-    with graceful_interrupt() as interrupt:
-        try:
-            bar = trange(state.step, config.steps, desc="SFT", initial=state.step, total=config.steps, leave=False)
-            for step in bar:
-                generator = generator_for(config.seed, "sft", step)
-                rows = torch.randint(len(prompts), (config.demonstrations_per_step,), generator=generator).tolist()
-                batch = make_batch([prompts[i] for i in rows], [replies[i] for i in rows], lm.pad_id, lm.device)
-                loss = imitation_gradient(lm, batch, config.micro_batch)
-                rate = config.learning_rate * cosine_rate(step, config.steps, config.warmup)
-                norm = clipped_step(lm.model, state.optimiser, rate, config.max_grad_norm, step + 1)
-                state.step = step + 1
-                last = state.step == config.steps
-                numbers = evaluate(lm) if evaluate and (last or state.step % config.evaluate_every == 0) else {}
-                state.history.add(state.step, loss=loss, grad_norm=norm, learning_rate=rate, **numbers)
-                if last or interrupt.requested or state.step % config.checkpoint_every == 0:
-                    state.save(checkpoint)
-                if interrupt.requested:
-                    break
-        except FloatingPointError:  # weights are checked before every step, so they are the last good ones
-            state.save(checkpoint)
-            raise
-    return SFTResult(lm, state.history, state.step < config.steps, sum(row[-1] != lm.end_id for row in replies))
-
-
-def imitation_gradient(lm: LanguageModel, batch: TokenBatch, micro_batch: int) -> float:
-    """Add the gradient of the mean -log-prob per reply token over the whole batch; returns that mean in nats."""
-    count, total = batch.mask.sum(), 0.0
-    for rows in length_groups(batch, micro_batch):
-        part = batch.select(rows)
-        log_probs = token_log_probs(forward(lm, part).logits, part.response_ids, part.mask)
-        loss = -masked_mean(log_probs, part.mask, count=count)
-        loss.backward()
-        total += float(loss.detach())
-    return total
+    start, lm = lm, lm.copy()
+    lm.model.requires_grad_(True)
+    optimiser = make_optimiser(lm.model, config.learning_rate, config.weight_decay)
+    inputs = {"model": start.model, "demonstrations": list(demonstrations)}
+    file = Checkpoint(checkpoint, config.checkpoint_every, "sft", config, inputs, lm.model, optimiser)
+    look = None if evaluate is None else partial(evaluate, lm)
+    with Steps("SFT", config.steps, look, config.evaluate_every, file) as steps:
+        for step in steps:
+            generator = generator_for(config.seed, "sft", step)
+            rows = torch.randint(len(prompts), (config.demonstrations_per_step,), generator=generator).tolist()
+            batch = make_batch([prompts[i] for i in rows], [replies[i] for i in rows], lm.pad_id, lm.device)
+            rate = scale_rates(optimiser, cosine_rate(step, config.steps, config.warmup))
+            optimiser.zero_grad()
+            loss = imitation_gradient(lm, batch, config.micro_batch)
+            (norm,) = clipped_step(optimiser, config.max_grad_norm, step + 1, lm.model)
+            steps.log(loss=loss, grad_norm=norm, learning_rate=rate)
+    return SFTResult(lm, steps.history, steps.interrupted, sum(row[-1] != lm.end_id for row in replies))

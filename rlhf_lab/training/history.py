@@ -1,12 +1,17 @@
-"""The numbers of a run, one row a step."""
+"""The numbers of a run, one row a step, and the result in which they end."""
 
+import html
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from rlhf_lab.training.files import write_text_atomic
+
+Model = TypeVar("Model")
 
 
 class History:
@@ -88,16 +93,51 @@ class History:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, History) and self.rows == other.rows
 
+    def _table(self) -> list[list[str]]:
+        """Names and cells; of a long history the first and the last rows."""
+        names = ["step", *self.names()]
+        rows = [[_cell(row.get(name)) for name in names] for row in self.rows]
+        if len(rows) > 8:
+            rows = [*rows[:2], ["..."] * len(names), *rows[-5:]]
+        return [names, *rows]
+
+    def _repr_html_(self) -> str:
+        """The table of a notebook; names come from functions of the user, so they are escaped."""
+        line = lambda cells, tag: "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)  # noqa: E731
+        names, *rows = self._table()
+        body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
+        return f"<table><thead><tr>{line(names, 'th')}</tr></thead><tbody>{body}</tbody></table>"
+
     def __repr__(self) -> str:
         if not self.rows:
             return "History without rows"
-        names = ["step", *self.names()]
-        shown = self.rows
-        if len(self) > 8:
-            shown = self.rows[:2] + [dict.fromkeys(names, "...")] + self.rows[-5:]
-        table = [names] + [[_cell(row.get(name)) for name in names] for row in shown]
+        table = self._table()
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in table)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Result(Generic[Model]):
+    """What every recipe returns; each adds what it alone has.
+
+    Attributes:
+        model: trained.
+        history: a row a step.
+        interrupted: True where an interrupt ended the run early; then `model` and `history` hold what was done.
+    """
+
+    model: Model
+    history: History
+    interrupted: bool
+
+    def __repr__(self) -> str:
+        end = "stopped early" if self.interrupted else "done"
+        return f"{type(self).__name__}, {end}, {len(self.history)} rows of history\n{self.history}"
+
+    def _repr_html_(self) -> str:
+        """The same for a notebook."""
+        end = "stopped early" if self.interrupted else "done"
+        return f"<p><b>{type(self).__name__}</b>, {end}; <code>.model</code> and</p>{self.history._repr_html_()}"
 
 
 def _cell(value: float | str | None) -> str:

@@ -14,8 +14,8 @@ def make_optimiser(
     """AdamW with weight decay on matrices only, as nearly every language-model recipe has it."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.dim() >= 2], "peak": learning_rate, "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "peak": learning_rate, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
 
@@ -41,19 +41,31 @@ def linear(first: float, last: float, done: float) -> float:
     return first + (last - first) * done
 
 
+def scale_rates(optimiser: torch.optim.Optimizer, factor: float) -> float:
+    """Set the learning rate of every group to its peak (`group["peak"]`) times `factor`; returns that of the first."""
+    for group in optimiser.param_groups:
+        group["lr"] = group["peak"] * factor
+    return float(optimiser.param_groups[0]["lr"])
+
+
 def clipped_step(
-    model: torch.nn.Module, optimiser: torch.optim.Optimizer, rate: float, max_norm: float, step: int
-) -> float:
-    """Clip the gradient, step with learning rate `rate`, clear it; returns the norm before clipping.
+    optimiser: torch.optim.Optimizer, max_norm: float, step: int, *models: torch.nn.Module
+) -> tuple[float, ...]:
+    """Clip the gradient of each model apart and step; returns the norms before clipping.
+
+    Args:
+        optimiser: of the models.
+        max_norm: each gradient is scaled down to it where it is longer.
+        step: for the message.
+        models: one or several, such as a policy and its critic.
 
     Raises:
-        FloatingPointError: the gradient is not finite; the weights are as they were.
+        FloatingPointError: a gradient is not finite; the weights are as they were.
     """
-    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm))
-    if not math.isfinite(norm):
-        raise FloatingPointError(f"the gradient norm is {norm} at step {step}; lower the learning rate, check the data")
-    for group in optimiser.param_groups:
-        group["lr"] = rate
+    norms = torch.stack([torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm) for model in models])
+    if not norms.isfinite().all():
+        raise FloatingPointError(
+            f"the gradient norm is {norms.tolist()} at step {step}; lower the learning rate, check the data"
+        )
     optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
-    return norm
+    return tuple(norms.tolist())

@@ -2,6 +2,7 @@
 
 import hashlib
 import operator
+from collections.abc import Iterator
 
 import torch
 
@@ -27,3 +28,14 @@ def generator_for(seed: int, *stream: str | int) -> torch.Generator:
     name = tuple(part if isinstance(part, str) else operator.index(part) for part in (seed, *stream))
     digest = hashlib.sha256(repr(name).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def minibatches(count: int, most: int, epochs: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
+    """Row indices of each minibatch, `epochs` times over all rows in an order of its own; cut evenly, so none is tiny.
+
+    >>> rows = list(minibatches(5, 3, 1, torch.Generator().manual_seed(0)))
+    >>> [len(some) for some in rows], sorted(torch.cat(rows).tolist())
+    ([3, 2], [0, 1, 2, 3, 4])
+    """
+    for _ in range(epochs):
+        yield from torch.randperm(count, generator=generator).tensor_split(-(-count // most))

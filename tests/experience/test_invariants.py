@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from test_rollouts import PROMPTS, sample, word_model
+from toy_models import PROMPTS, sample, word_model
 
-from rlhf_lab.experience import invariants
+from rlhf_lab.experience import invariants, updates
 from rlhf_lab.experience.invariants import InvariantViolation
 from rlhf_lab.models.language_model import LanguageModel
 from rlhf_lab.models.scoring import forward, response_log_probs, token_log_probs
@@ -56,7 +56,7 @@ def test_scoring_at_another_temperature(monkeypatch):
     def forgotten(logits, response_ids, mask, temperature=1.0):
         return token_log_probs(logits, response_ids, mask)
 
-    monkeypatch.setattr(rlhf, "token_log_probs", forgotten)
+    monkeypatch.setattr(updates, "token_log_probs", forgotten)
     violation("first_minibatch", "scoring used temperature 1 where 0.7 was meant")
 
 
@@ -99,7 +99,7 @@ def test_missing_position_ids(monkeypatch):
         logits = invariants._logits_without_positions(lm, batch)
         return type(right)(logits, right.hidden)
 
-    monkeypatch.setattr(rlhf, "forward", unpositioned)
+    monkeypatch.setattr(updates, "forward", unpositioned)
     violation("first_minibatch", "scoring passed no position_ids")
 
 

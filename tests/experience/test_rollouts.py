@@ -5,51 +5,18 @@ import itertools
 import pytest
 import scipy.stats
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from toy_models import PROMPTS, WORDS, sample, word_model
 
-from rlhf_lab.experience.rollouts import _draw, sample_responses
-from rlhf_lab.models.language_model import LanguageModel
+from rlhf_lab.experience.rollouts import _draw, prompts_of
 from rlhf_lab.models.scoring import ValueHead, forward, response_log_probs
 from rlhf_lab.models.tokens import make_batch
 
 torch.set_num_threads(1)
-WORDS = ("<|pad|>", "<|end|>", "a", "b", "c", "d")
-PROMPTS = ["a", "b c d a b c", "c c", "d a", "b b b b b b b b b", "a b c"]  # ragged, so padded on the left
-
-
-def word_model(architecture="gpt2", words=WORDS, seed=0, spread=0.6):
-    """A random model over a handful of words, with enough spread that its law is far from uniform."""
-    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="a"))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>")
-    tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
-    torch.manual_seed(seed)
-    ids = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1, "vocab_size": len(words)}
-    size = {
-        "hidden_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 64,
-    }
-    if architecture == "gpt2":
-        model = GPT2LMHeadModel(GPT2Config(**ids, **size, initializer_range=spread))
-    else:
-        config = LlamaConfig(**ids, **size, intermediate_size=32, num_key_value_heads=1, initializer_range=spread)
-        model = LlamaForCausalLM(config)
-    return LanguageModel(model.eval(), tokenizer, end_id=1, pad_id=0)
 
 
 @pytest.fixture(params=["gpt2", "llama"])
 def lm(request):
     return word_model(request.param)
-
-
-def sample(lm, prompts=PROMPTS, seed=0, **options):
-    options = {"max_new_tokens": 12} | options
-    return sample_responses(lm, prompts, generator=torch.Generator().manual_seed(seed), **options)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -188,3 +155,10 @@ def test_draw_inverts_the_cumulative_law():
 def test_bad_requests(change, message):
     with pytest.raises(ValueError, match=message):
         sample(word_model(), **change)
+
+
+def test_every_prompt_is_used_once_a_lap():
+    prompts = list("abcdefg")
+    used = [p for i in range(7) for p in prompts_of(prompts, 6, i)]
+    assert all(sorted(used[lap : lap + 7]) == prompts for lap in range(0, 42, 7))
+    assert used[:7] != used[7:14]

@@ -10,13 +10,13 @@ import pytest
 import torch
 from gymnasium.wrappers import TimeLimit
 from hypothesis import given, settings, strategies as st
-from test_episodes import Counter, Played, Walk, last_bit
 from torch import nn
+from toy_envs import Counter, Played, Walk, last_bit
 
 from rlhf_lab.experience.episodes import Runner, make_envs
 from rlhf_lab.maths.mdp import chain, value_iteration
 from rlhf_lab.models.policies import perceptron
-from rlhf_lab.recipes.dqn import DQNConfig, Memory, dqn, exploration_rate, exploring, td_loss
+from rlhf_lab.recipes.dqn import DQNConfig, Memory, exploration_rate, exploring, td_loss, train_dqn
 from rlhf_lab.training.randomness import generator_for
 
 torch.set_num_threads(1)
@@ -169,7 +169,7 @@ class Watched(nn.Linear):
 def test_the_target_is_copied_now_and_then_and_never_trained():
     seen = {"online": [], "target": []}
     torch.manual_seed(0)
-    dqn("CartPole-v1", with_(target_every=4), network=Watched(seen))
+    train_dqn("CartPole-v1", with_(target_every=4), network=Watched(seen))
     online, target = seen["online"], seen["target"]
     assert len(online) == len(target) == 6 * 3
     assert not any(torch.equal(a, b) for a, b in itertools.pairwise(online))
@@ -182,7 +182,7 @@ def test_the_loop_takes_the_steps_of_the_formula():
     config = with_(
         total_steps=48, target_every=1, learning_rate=1e-3, max_grad_norm=0.3, final_fraction=0.25, exploration=1.0
     )
-    result = dqn("CartPole-v1", config)
+    result = train_dqn("CartPole-v1", config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = perceptron(4, 2, (8,))
@@ -197,16 +197,16 @@ def test_the_loop_takes_the_steps_of_the_formula():
             td_loss(network, network, memory, rows, double=True)[0].backward()
             nn.utils.clip_grad_norm_(network.parameters(), 0.3)
             optimiser.step()
-    for got, expected in zip(result.network.parameters(), network.parameters(), strict=True):
+    for got, expected in zip(result.model.parameters(), network.parameters(), strict=True):
         torch.testing.assert_close(got, expected)
     assert (result.history.column("grad_norm")[1] > 0.3).any()
 
 
 def test_nothing_is_learned_before_learning_starts():
-    result = dqn("CartPole-v1", with_(learning_starts=40, total_steps=80))
+    result = train_dqn("CartPole-v1", with_(learning_starts=40, total_steps=80))
     assert result.history.column("loss")[0].tolist() == [48, 64, 80]
     assert result.history.column("epsilon")[1].tolist() == pytest.approx([1, 1, 1, 0.04, 0.04])
-    whole = dqn("CartPole-v1", with_(learning_starts=48, total_steps=80))  # begins with the burst that reaches it
+    whole = train_dqn("CartPole-v1", with_(learning_starts=48, total_steps=80))  # begins with the burst that reaches it
     assert whole.history.column("loss")[0].tolist() == [48, 64, 80]
 
 
@@ -224,33 +224,33 @@ LEARN = DQNConfig(
 @pytest.mark.parametrize("double", [True, False])
 def test_learns_the_exact_values(double):
     mdp = chain(3, gamma=0.9, step_reward=-0.1)
-    result = dqn(Corridor, with_(LEARN, double=double))
+    result = train_dqn(Corridor, with_(LEARN, double=double))
     expected = mdp.q_values(value_iteration(mdp)[0])[:3].float()
-    torch.testing.assert_close(result.network(torch.eye(4)[:3]).detach(), expected, rtol=0, atol=0.01)
+    torch.testing.assert_close(result.model(torch.eye(4)[:3]).detach(), expected, rtol=0, atol=0.01)
     assert result.history.column("return")[1][-1] > result.history.column("return")[1][0]
 
 
 def test_with_gamma_0_only_the_reward_counts():
-    result = dqn(Corridor, with_(LEARN, gamma=0.0, total_steps=1000))
+    result = train_dqn(Corridor, with_(LEARN, gamma=0.0, total_steps=1000))
     mdp = chain(3, gamma=0.0, step_reward=-0.1)
     expected = mdp.rewards[:3].float()
-    torch.testing.assert_close(result.network(torch.eye(4)[:3]).detach(), expected, rtol=0, atol=0.01)
+    torch.testing.assert_close(result.model(torch.eye(4)[:3]).detach(), expected, rtol=0, atol=0.01)
 
 
 def test_the_last_burst_is_whole():
-    assert dqn("CartPole-v1", with_(total_steps=33)).history.rows[-1]["step"] == 48
+    assert train_dqn("CartPole-v1", with_(total_steps=33)).history.rows[-1]["step"] == 48
 
 
 def test_a_seed_decides_everything():
     runs = []
     for elsewhere, seed in enumerate((3, 3, 4)):
         torch.manual_seed(elsewhere)
-        runs.append(dqn("CartPole-v1", with_(seed=seed)))
+        runs.append(train_dqn("CartPole-v1", with_(seed=seed)))
     assert runs[0].history == runs[1].history
-    assert all(map(torch.equal, runs[0].network.parameters(), runs[1].network.parameters()))
+    assert all(map(torch.equal, runs[0].model.parameters(), runs[1].model.parameters()))
     assert runs[0].history != runs[2].history
     before = torch.get_rng_state()
-    dqn("CartPole-v1", FAST)
+    train_dqn("CartPole-v1", FAST)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -263,12 +263,12 @@ def test_an_interrupt_keeps_what_was_learned():
             signal.raise_signal(signal.SIGINT)
         return {"calls": len(calls)}
 
-    result = dqn("CartPole-v1", FAST, evaluate=evaluate)
+    result = train_dqn("CartPole-v1", FAST, evaluate=evaluate)
     assert result.interrupted
-    assert result.history.column("calls")[0].tolist() == [0, 32, 48]
-    whole = dqn("CartPole-v1", FAST)
+    assert result.history.column("calls")[0].tolist() == [0, 32]
+    whole = train_dqn("CartPole-v1", FAST)
     assert not whole.interrupted
-    assert [row["loss"] for row in whole.history.rows[:3]] == [row["loss"] for row in result.history.rows[1:]]
+    assert [row["loss"] for row in whole.history.rows[:2]] == [row["loss"] for row in result.history.rows[1:]]
 
 
 BAD = {
@@ -300,13 +300,13 @@ def test_what_cannot_be_learned_is_refused():
     with pytest.raises(ValueError, match="learning_starts is 96; expected below total_steps"):
         with_(learning_starts=96)
     with pytest.raises(ValueError, match=r"observations is Discrete\(48\); expected a Box \(use q_learning"):
-        dqn("CliffWalking-v1", FAST)
+        train_dqn("CliffWalking-v1", FAST)
     with pytest.raises(ValueError, match=r"actions Box\(.*expected Discrete$"):
-        dqn("Pendulum-v1", FAST)
+        train_dqn("Pendulum-v1", FAST)
 
 
 def test_a_gradient_that_is_no_number_stops_the_run():
     network = nn.Linear(gymnasium.make("CartPole-v1").observation_space.shape[0], 2)
     network.weight.register_hook(lambda gradient: gradient * math.nan)
     with pytest.raises(FloatingPointError, match="gradient norm"):
-        dqn("CartPole-v1", FAST, network=network)
+        train_dqn("CartPole-v1", FAST, network=network)

@@ -8,16 +8,16 @@ import signal
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from test_episodes import Counter, Played
 from torch import nn
+from toy_envs import Counter, Played
 
 from rlhf_lab.experience.episodes import Episodes, Runner, make_envs, policy_for, value_for
 from rlhf_lab.experience.invariants import InvariantViolation
 from rlhf_lab.maths.mdp import chain
 from rlhf_lab.maths.tensors import length_mask
 from rlhf_lab.models.policies import CategoricalPolicy, TabularPolicy, TabularValue, Value, sampling
-from rlhf_lab.recipes.ppo import PPOConfig, minibatches, ppo, ppo_losses, prepare
-from rlhf_lab.training.randomness import generator_for
+from rlhf_lab.recipes.ppo import PPOConfig, ppo_losses, prepare, train_ppo
+from rlhf_lab.training.randomness import generator_for, minibatches
 
 torch.set_num_threads(1)
 few = settings(max_examples=40, deadline=None)
@@ -104,8 +104,7 @@ def test_the_leash_is_paid_in_every_step():
 @few
 @given(st.integers(2, 60), st.integers(3, 60), st.integers(1, 4), st.integers(0, 2**31))
 def test_minibatches_hold_every_step_once_an_epoch(size, minibatch, epochs, seed):
-    config = PPOConfig(environments=1, steps=max(size, minibatch), minibatch=minibatch, epochs=epochs)
-    parts = list(minibatches(size, config, torch.Generator().manual_seed(seed)))
+    parts = list(minibatches(size, minibatch, epochs, torch.Generator().manual_seed(seed)))
     count = math.ceil(size / minibatch)
     assert len(parts) == epochs * count
     assert {2 <= len(part) <= minibatch for part in parts} == {True}
@@ -209,7 +208,7 @@ def test_dropout_is_noticed_in_the_loop():
     torch.manual_seed(0)
     policy = CategoricalPolicy(nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.5), nn.Linear(16, 2)))
     with pytest.raises(InvariantViolation, match="dropout"):
-        ppo("CartPole-v1", FAST, policy=policy)
+        train_ppo("CartPole-v1", FAST, policy=policy)
 
 
 # -- the loop ---------------------------------------------------------------------------------------------------------
@@ -219,7 +218,7 @@ class Corridor(Played):
 
 
 def state(result):
-    return [*result.policy.state_dict().values(), *result.value.state_dict().values()]
+    return [*result.model.state_dict().values(), *result.value.state_dict().values()]
 
 
 def test_the_loop_takes_the_steps_of_the_formula():
@@ -227,7 +226,7 @@ def test_the_loop_takes_the_steps_of_the_formula():
     config = dataclasses.replace(
         FAST, total_steps=64, final_fraction=0.5, max_grad_norm=0.3, gamma=0.7, gae_lambda=0.5, clip_epsilon=0.001
     )
-    result = ppo("CartPole-v1", config)
+    result = train_ppo("CartPole-v1", config)
     envs, generator = make_envs("CartPole-v1", 2, 0), generator_for(0, "ppo")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -254,10 +253,10 @@ def test_the_loop_takes_the_steps_of_the_formula():
 
 def test_evaluates_before_between_and_after():
     config = dataclasses.replace(FAST, total_steps=32 * 5, evaluate_every=2)
-    result = ppo("CartPole-v1", config, evaluate=lambda policy: {"one": 1})
+    result = train_ppo("CartPole-v1", config, evaluate=lambda policy: {"one": 1})
     assert result.history.column("one")[0].tolist() == [0, 64, 128, 160]
     with pytest.raises(ValueError, match="'entropy' is there twice at step 64"):
-        ppo("CartPole-v1", config, evaluate=lambda policy: {"entropy": 1})
+        train_ppo("CartPole-v1", config, evaluate=lambda policy: {"entropy": 1})
 
 
 def shared_agent():
@@ -272,7 +271,7 @@ def test_shared_parameters_take_one_step():
     body, policy, value = shared_agent()
     before = body[0].weight.detach().clone()
     config = dataclasses.replace(FAST, total_steps=32, minibatch=32, epochs=1, adam_epsilon=1e-12)
-    ppo("CartPole-v1", config, policy=policy, value=value)
+    train_ppo("CartPole-v1", config, policy=policy, value=value)
     moved = (body[0].weight - before).abs().detach()
     torch.testing.assert_close(moved, torch.full_like(moved, 1e-3), rtol=0.01, atol=0)
 
@@ -280,12 +279,12 @@ def test_shared_parameters_take_one_step():
 def test_the_epochs_end_at_the_limit_of_kl():
     config = dataclasses.replace(FAST, total_steps=32, minibatch=32, learning_rate=0.01, epochs=8)
     one, stopped, all_of_them = (
-        ppo("CartPole-v1", dataclasses.replace(config, **changes))
+        train_ppo("CartPole-v1", dataclasses.replace(config, **changes))
         for changes in ({"epochs": 1}, {"kl_stop": 1e-9}, {"kl_stop": 1e9})
     )
     assert all(map(torch.equal, state(one), state(stopped)))
     assert all_of_them.history.last("approx_kl") > 1e-4
-    free = ppo("CartPole-v1", config)
+    free = train_ppo("CartPole-v1", config)
     assert all(map(torch.equal, state(free), state(all_of_them)))
 
 
@@ -293,11 +292,11 @@ def test_learns_the_way_out():
     config = PPOConfig(
         total_steps=3000, environments=4, steps=32, minibatch=64, epochs=4, learning_rate=5e-3, gamma=1.0
     )
-    result = ppo(Corridor, config)
+    result = train_ppo(Corridor, config)
     returns = result.history.column("return")[1]
     assert returns[0] < 0.3
     assert returns[-3:].mean() > 0.65  # 0.7 is the best
-    assert (result.policy(torch.eye(4)[:3]).probs[:, 1] > 0.8).all()
+    assert (result.model(torch.eye(4)[:3]).probs[:, 1] > 0.8).all()
     assert result.history.last("explained_variance") > 0.5
 
 
@@ -324,34 +323,37 @@ def test_a_reference_is_left_as_it_is_and_pulls():
     config = PPOConfig(total_steps=2000, environments=4, steps=32, minibatch=64, epochs=4, learning_rate=5e-3)
     probs = {}
     for kl_coef in (1e-6, 5.0):
-        result = ppo(Corridor, dataclasses.replace(config, kl_coef=kl_coef), reference=far)
-        probs[kl_coef] = result.policy(torch.eye(4)[:3]).probs[:, 0]
+        result = train_ppo(Corridor, dataclasses.replace(config, kl_coef=kl_coef), reference=far)
+        probs[kl_coef] = result.model(torch.eye(4)[:3]).probs[:, 0]
     assert all(torch.equal(before[name], tensor) for name, tensor in far.state_dict().items())
     assert (probs[1e-6] < 0.4).all()
     assert (probs[5.0] > 0.5).all()
 
 
 def test_takes_actions_that_are_vectors():
-    result = ppo("Pendulum-v1", dataclasses.replace(FAST, total_steps=64))
+    result = train_ppo("Pendulum-v1", dataclasses.replace(FAST, total_steps=64))
     assert result.history.column("entropy")[1][0] == pytest.approx((1 + math.log(2 * math.pi)) / 2, abs=0.01)
-    assert result.policy.log_std.any()
+    assert result.model.log_std.any()
     assert not result.interrupted
 
 
 def test_the_last_iteration_is_whole():
-    assert ppo(Counter, dataclasses.replace(FAST, total_steps=33)).history.column("entropy")[0].tolist() == [32, 64]
+    assert train_ppo(Counter, dataclasses.replace(FAST, total_steps=33)).history.column("entropy")[0].tolist() == [
+        32,
+        64,
+    ]
 
 
 def test_a_seed_decides_everything():
     runs = []
     for elsewhere, seed in enumerate((3, 3, 4)):
         torch.manual_seed(elsewhere)
-        runs.append(ppo("CartPole-v1", dataclasses.replace(FAST, seed=seed)))
+        runs.append(train_ppo("CartPole-v1", dataclasses.replace(FAST, seed=seed)))
     assert runs[0].history == runs[1].history
     assert all(map(torch.equal, state(runs[0]), state(runs[1])))
     assert runs[0].history != runs[2].history
     before = torch.get_rng_state()
-    ppo("CartPole-v1", FAST)
+    train_ppo("CartPole-v1", FAST)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -364,12 +366,12 @@ def test_an_interrupt_keeps_what_was_learned():
             signal.raise_signal(signal.SIGINT)
         return {"calls": len(calls)}
 
-    result = ppo("CartPole-v1", FAST, evaluate=evaluate)
+    result = train_ppo("CartPole-v1", FAST, evaluate=evaluate)
     assert result.interrupted
-    assert result.history.column("calls")[0].tolist() == [0, 32, 64]
-    two = ppo("CartPole-v1", FAST)
+    assert result.history.column("calls")[0].tolist() == [0, 32]
+    two = train_ppo("CartPole-v1", FAST)
     assert not two.interrupted
-    assert [row["entropy"] for row in two.history.rows[:2]] == [row["entropy"] for row in result.history.rows[1:]]
+    assert [row["entropy"] for row in two.history.rows[:1]] == [row["entropy"] for row in result.history.rows[1:]]
 
 
 BAD = {
@@ -413,13 +415,13 @@ def test_no_part_of_a_batch_is_a_single_step():
 
 def test_what_cannot_be_trained_is_refused():
     with pytest.raises(ValueError, match="reference is None; expected one exactly where kl_coef > 0"):
-        ppo(Corridor, PPOConfig(kl_coef=0.1))
+        train_ppo(Corridor, PPOConfig(kl_coef=0.1))
     with pytest.raises(ValueError, match=r"reference is Tab.*expected one exactly"):
-        ppo(Corridor, PPOConfig(), reference=TabularPolicy(4, 2))
+        train_ppo(Corridor, PPOConfig(), reference=TabularPolicy(4, 2))
 
 
 def test_a_gradient_that_is_no_number_stops_the_run():
     _, policy, value = shared_agent()
     policy.body[1].weight.register_hook(lambda gradient: gradient * math.nan)
     with pytest.raises(FloatingPointError, match="gradient norm"):
-        ppo("CartPole-v1", FAST, policy=policy, value=value)
+        train_ppo("CartPole-v1", FAST, policy=policy, value=value)

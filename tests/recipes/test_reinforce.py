@@ -7,8 +7,8 @@ import signal
 
 import pytest
 import torch
-from test_episodes import Played
 from torch import nn
+from toy_envs import Played
 
 from rlhf_lab.experience.episodes import Episodes, collect_episodes, make_envs, policy_for
 from rlhf_lab.experience.invariants import InvariantViolation
@@ -16,8 +16,8 @@ from rlhf_lab.maths.mdp import TabularMDP, chain, expected_return, policy_evalua
 from rlhf_lab.maths.returns import gae
 from rlhf_lab.maths.tensors import length_mask
 from rlhf_lab.models.policies import TabularPolicy, TabularValue, sampling
-from rlhf_lab.recipes.ppo import PPOConfig, ppo
-from rlhf_lab.recipes.reinforce import ReinforceConfig, fit_value, leashed, others_mean, reinforce, weights
+from rlhf_lab.recipes.ppo import PPOConfig, train_ppo
+from rlhf_lab.recipes.reinforce import ReinforceConfig, fit_value, leashed, others_mean, train_reinforce, weights
 from rlhf_lab.training.randomness import generator_for
 
 torch.set_num_threads(1)
@@ -216,7 +216,7 @@ def test_a_step_follows_the_mean_over_episodes(entropy_coef):
     policy.logits.data[:, 1] = 0.5
     start = TabularPolicy(4, 2)
     start.load_state_dict(policy.state_dict())
-    reinforce(corridor, config, policy=policy)
+    train_reinforce(corridor, config, policy=policy)
     envs, generator = make_envs(corridor, config.episodes, config.seed), generator_for(config.seed, "reinforce")
     episodes = collect_episodes(envs, sampling(start, generator), config.gamma, config.max_steps)
     gain = torch.zeros(())
@@ -238,7 +238,7 @@ def test_the_loop_takes_the_steps_of_the_formula():
     )  # fmt: skip
     reference = TabularPolicy(4, 2)
     reference.logits.data[:, 1] = 1.0
-    result = reinforce(corridor, config, reference=reference)
+    result = train_reinforce(corridor, config, reference=reference)
     envs, generator = make_envs(corridor, 4, 0), generator_for(0, "reinforce")
     policy, value = TabularPolicy(4, 2), TabularValue(4)
     optimiser = torch.optim.Adam(policy.parameters(), lr=0.1)
@@ -263,7 +263,7 @@ def test_the_loop_takes_the_steps_of_the_formula():
             critic.step()
         expected["value_loss"] = loss.item()
         assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-5)
-    torch.testing.assert_close(result.policy.logits, policy.logits)
+    torch.testing.assert_close(result.model.logits, policy.logits)
     torch.testing.assert_close(result.value.values, value.values)
 
 
@@ -271,14 +271,14 @@ def test_a_part_of_the_policy_may_be_frozen():
     policy = policy_for(make_envs("CartPole-v1", 1, 0)[0])
     frozen = next(policy.parameters()).requires_grad_(False)
     before = frozen.clone()
-    reinforce("CartPole-v1", dataclasses.replace(FAST, iterations=1), policy=policy)
+    train_reinforce("CartPole-v1", dataclasses.replace(FAST, iterations=1), policy=policy)
     assert torch.equal(frozen, before)
 
 
-@pytest.mark.parametrize("recipe", [reinforce, ppo])
+@pytest.mark.parametrize("recipe", [train_reinforce, train_ppo])
 def test_the_policy_is_no_reference_for_itself(recipe):
     policy = policy_for(make_envs("CartPole-v1", 1, 0)[0])
-    config = {reinforce: ReinforceConfig, ppo: PPOConfig}[recipe](kl_coef=0.1)
+    config = {train_reinforce: ReinforceConfig, train_ppo: PPOConfig}[recipe](kl_coef=0.1)
     with pytest.raises(InvariantViolation, match="moves along"):
         recipe("CartPole-v1", config, policy=policy, reference=policy)
 
@@ -292,8 +292,8 @@ def test_learns_the_way_out(changes):
     config = ReinforceConfig(
         iterations=50, episodes=8, learning_rate=0.15, value_learning_rate=0.1, gamma=1.0, max_steps=60, **changes
     )
-    result = reinforce(corridor, config)
-    probs = result.policy.logits.detach().softmax(-1)
+    result = train_reinforce(corridor, config)
+    probs = result.model.logits.detach().softmax(-1)
     best, first = float(value_iteration(mdp)[0][0]), float(expected_return(mdp, torch.full((4, 2), 0.5)))
     assert first < -0.1  # uniform: 12 steps to go
     assert float(expected_return(mdp, probs)) > best - 0.05
@@ -316,14 +316,14 @@ def test_the_value_learns_the_exact_values():
 
 
 def state(result):
-    return [p for module in (result.policy, result.value) if module for p in module.state_dict().values()]
+    return [p for module in (result.model, result.value) if module for p in module.state_dict().values()]
 
 
 def test_a_seed_decides_everything():
     runs = []
     for elsewhere, seed in enumerate((3, 3, 4)):
         torch.manual_seed(elsewhere)
-        runs.append(reinforce("CartPole-v1", dataclasses.replace(FAST, seed=seed)))
+        runs.append(train_reinforce("CartPole-v1", dataclasses.replace(FAST, seed=seed)))
     assert runs[0].history == runs[1].history
     assert all(map(torch.equal, state(runs[0]), state(runs[1])))
     assert runs[0].history != runs[2].history
@@ -331,7 +331,7 @@ def test_a_seed_decides_everything():
 
 def test_a_run_leaves_the_global_generator_alone():
     before = torch.get_rng_state()
-    reinforce("CartPole-v1", FAST)
+    train_reinforce("CartPole-v1", FAST)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -344,18 +344,18 @@ def test_an_interrupt_keeps_what_was_learned():
             signal.raise_signal(signal.SIGINT)
         return {"calls": len(calls)}
 
-    result = reinforce(corridor, FAST, evaluate=evaluate)
+    result = train_reinforce(corridor, FAST, evaluate=evaluate)
     assert result.interrupted
-    assert result.history.column("calls")[0].tolist() == [0, 2, 3]
-    assert len(result.history) == 4
-    assert result.policy.logits.any()
-    whole = reinforce(corridor, FAST)
+    assert result.history.column("calls")[0].tolist() == [0, 2]
+    assert len(result.history) == 3
+    assert result.model.logits.any()
+    whole = train_reinforce(corridor, FAST)
     assert not whole.interrupted
-    assert [row["return"] for row in whole.history.rows[:3]] == [row["return"] for row in result.history.rows[1:]]
+    assert [row["return"] for row in whole.history.rows[:2]] == [row["return"] for row in result.history.rows[1:]]
 
 
 def test_evaluates_before_between_and_after():
-    result = reinforce(corridor, dataclasses.replace(FAST, iterations=5), evaluate=lambda policy: {"one": 1})
+    result = train_reinforce(corridor, dataclasses.replace(FAST, iterations=5), evaluate=lambda policy: {"one": 1})
     assert result.history.column("one")[0].tolist() == [0, 2, 4, 5]
 
 
@@ -366,10 +366,10 @@ def test_a_reference_is_left_as_it_is_and_pulls():
     config = ReinforceConfig(
         iterations=60, episodes=8, learning_rate=0.1, kl_coef=5.0, gamma=1.0, max_steps=30, baseline="mean"
     )
-    result = reinforce(corridor, config, reference=far)
+    result = train_reinforce(corridor, config, reference=far)
     assert torch.equal(far.logits, before)
     assert far.logits.grad is None
-    assert (result.policy.logits[:3, 0] > result.policy.logits[:3, 1]).all()
+    assert (result.model.logits[:3, 0] > result.model.logits[:3, 1]).all()
 
 
 BAD = {
@@ -410,17 +410,17 @@ def test_choices_that_exclude_each_other_are_named(changes, message):
 
 def test_what_cannot_be_trained_is_refused():
     with pytest.raises(ValueError, match="reference is None; expected one exactly where kl_coef > 0"):
-        reinforce(corridor, ReinforceConfig(kl_coef=0.1))
+        train_reinforce(corridor, ReinforceConfig(kl_coef=0.1))
     with pytest.raises(ValueError, match=r"reference is Tab.*expected one exactly"):
-        reinforce(corridor, ReinforceConfig(), reference=TabularPolicy(4, 2))
+        train_reinforce(corridor, ReinforceConfig(), reference=TabularPolicy(4, 2))
     with pytest.raises(ValueError, match=r"value is Tab.*expected None with another baseline"):
-        reinforce(corridor, ReinforceConfig(baseline="mean"), value=TabularValue(4))
+        train_reinforce(corridor, ReinforceConfig(baseline="mean"), value=TabularValue(4))
     with pytest.raises(ValueError, match=r"actions Box\(.*expected Discrete$"):
-        reinforce("Pendulum-v1", FAST)
+        train_reinforce("Pendulum-v1", FAST)
 
 
 def test_a_gradient_that_is_no_number_stops_the_run():
     policy = TabularPolicy(4, 2)
     policy.logits.register_hook(lambda gradient: gradient * math.nan)
     with pytest.raises(FloatingPointError, match="gradient norm"):
-        reinforce(corridor, FAST, policy=policy)
+        train_reinforce(corridor, FAST, policy=policy)

@@ -7,7 +7,7 @@ import torch
 
 from rlhf_lab.experience.rollouts import sample_responses
 from rlhf_lab.models.tokens import decode_responses, encode_prompts, encode_responses, make_batch
-from rlhf_lab.recipes.sft import SFTConfig, fine_tune, imitation_gradient
+from rlhf_lab.recipes.sft import SFTConfig, imitation_gradient, train_sft
 from rlhf_lab.records import Demonstration, as_conversation
 from rlhf_lab.training.files import CheckpointError
 
@@ -86,7 +86,7 @@ def test_padding_order_and_micro_batches_change_nothing(tiny_lm):
 
 
 def test_micro_batch_does_not_change_the_run(tiny_gpt2):
-    models = [fine_tune(tiny_gpt2, DEMONSTRATIONS, config(micro_batch=m)).model for m in (1, 3, 32)]
+    models = [train_sft(tiny_gpt2, DEMONSTRATIONS, config(micro_batch=m)).model for m in (1, 3, 32)]
     for other in models[1:]:
         # Adam divides by the gradient's size, so a rounding error of a tiny gradient can move a weight by a step.
         assert (weights(other) - weights(models[0])).abs().quantile(0.99) < 1e-6
@@ -95,7 +95,7 @@ def test_micro_batch_does_not_change_the_run(tiny_gpt2):
 def test_a_run_teaches_the_replies_and_leaves_the_start_alone(tiny_gpt2):
     before = weights(tiny_gpt2).clone()
     four = DEMONSTRATIONS[:4]
-    result = fine_tune(tiny_gpt2, four, config(steps=60, learning_rate=1e-2))
+    result = train_sft(tiny_gpt2, four, config(steps=60, learning_rate=1e-2))
     assert torch.equal(weights(tiny_gpt2), before)
     assert all(p.grad is None for p in tiny_gpt2.model.parameters())
     assert result.history.last("loss") < 0.05 < result.history.column("loss")[1][0]
@@ -108,19 +108,19 @@ def test_a_run_teaches_the_replies_and_leaves_the_start_alone(tiny_gpt2):
 
 def test_long_replies_are_cut_and_counted(tiny_gpt2):
     lengths = [len(row) for row in encode_responses(tiny_gpt2, [d.response for d in DEMONSTRATIONS])]
-    result = fine_tune(tiny_gpt2, DEMONSTRATIONS, config(steps=1, max_new_tokens=8))
+    result = train_sft(tiny_gpt2, DEMONSTRATIONS, config(steps=1, max_new_tokens=8))
     assert result.cut == sum(n > 8 for n in lengths) > 0
-    assert fine_tune(tiny_gpt2, DEMONSTRATIONS, config(steps=1)).cut == 0
+    assert train_sft(tiny_gpt2, DEMONSTRATIONS, config(steps=1)).cut == 0
 
 
 def test_interrupt_and_resume_are_the_straight_run(tiny_gpt2, tmp_path):
     settings, file = config(evaluate_every=1), tmp_path / "run.pt"
-    straight = fine_tune(tiny_gpt2, DEMONSTRATIONS, settings, evaluate=interrupt_at(99))
+    straight = train_sft(tiny_gpt2, DEMONSTRATIONS, settings, evaluate=interrupt_at(99))
     evaluate = interrupt_at(3)
-    half = fine_tune(tiny_gpt2, DEMONSTRATIONS, settings, evaluate=evaluate, checkpoint=file)
+    half = train_sft(tiny_gpt2, DEMONSTRATIONS, settings, evaluate=evaluate, checkpoint=file)
     assert half.interrupted
-    assert len(half.history) == 3
-    rest = fine_tune(tiny_gpt2, DEMONSTRATIONS, settings, evaluate=evaluate, checkpoint=file)
+    assert half.history.rows[-1]["step"] == 2
+    rest = train_sft(tiny_gpt2, DEMONSTRATIONS, settings, evaluate=evaluate, checkpoint=file)
     assert not rest.interrupted
     assert torch.equal(weights(rest.model), weights(straight.model))
     assert rest.history == straight.history
@@ -141,40 +141,44 @@ def test_an_interrupt_between_evaluations_adds_none(tiny_gpt2, tmp_path, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(sft, "clipped_step", step_with_interrupt)
-        half = fine_tune(tiny_gpt2, DEMONSTRATIONS, settings, evaluate=noop, checkpoint=file)
-    assert half.history.names() == ["loss", "grad_norm", "learning_rate"]
-    rest = fine_tune(tiny_gpt2, DEMONSTRATIONS, settings, evaluate=noop, checkpoint=file)
-    straight = fine_tune(tiny_gpt2, DEMONSTRATIONS, settings, evaluate=interrupt_at(99))
+        half = train_sft(tiny_gpt2, DEMONSTRATIONS, settings, evaluate=noop, checkpoint=file)
+    assert half.history.column("calls")[0].tolist() == [0]
+    rest = train_sft(tiny_gpt2, DEMONSTRATIONS, settings, evaluate=noop, checkpoint=file)
+    straight = train_sft(tiny_gpt2, DEMONSTRATIONS, settings, evaluate=interrupt_at(99))
     assert rest.history == straight.history
-    assert rest.history.column("calls")[0].tolist() == [4, 6]
+    assert rest.history.column("calls")[0].tolist() == [0, 4, 6]
 
 
 def test_a_checkpoint_of_another_run_is_refused(tiny_gpt2, tmp_path):
-    fine_tune(tiny_gpt2, DEMONSTRATIONS, config(steps=1), checkpoint=tmp_path / "run.pt")
+    train_sft(tiny_gpt2, DEMONSTRATIONS, config(steps=1), checkpoint=tmp_path / "run.pt")
     with pytest.raises(CheckpointError, match="demonstrations"):
-        fine_tune(tiny_gpt2, DEMONSTRATIONS[1:], config(steps=1), checkpoint=tmp_path / "run.pt")
+        train_sft(tiny_gpt2, DEMONSTRATIONS[1:], config(steps=1), checkpoint=tmp_path / "run.pt")
     with pytest.raises(CheckpointError, match="learning_rate"):
-        fine_tune(tiny_gpt2, DEMONSTRATIONS, config(steps=1, learning_rate=1e-5), checkpoint=tmp_path / "run.pt")
+        train_sft(tiny_gpt2, DEMONSTRATIONS, config(steps=1, learning_rate=1e-5), checkpoint=tmp_path / "run.pt")
 
 
 def test_not_a_number_stops_the_run_and_keeps_the_last_good_state(tiny_gpt2, tmp_path):
+    looks = []
+
     def poison(lm):
-        lm.model.transformer.ln_f.bias.register_hook(lambda gradient: gradient * float("nan"))
+        looks.append(lm)
+        if len(looks) == 2:
+            lm.model.transformer.ln_f.bias.register_hook(lambda gradient: gradient * float("nan"))
         return {}
 
     settings, file = config(evaluate_every=2), tmp_path / "run.pt"
-    with pytest.raises(FloatingPointError, match="gradient norm is nan at step 3"):
-        fine_tune(tiny_gpt2, DEMONSTRATIONS, settings, evaluate=poison, checkpoint=file)
-    rest = fine_tune(tiny_gpt2, DEMONSTRATIONS, settings, checkpoint=file)
-    assert torch.equal(weights(rest.model), weights(fine_tune(tiny_gpt2, DEMONSTRATIONS, settings).model))
+    with pytest.raises(FloatingPointError, match=r"gradient norm is \[nan\] at step 3"):
+        train_sft(tiny_gpt2, DEMONSTRATIONS, settings, evaluate=poison, checkpoint=file)
+    rest = train_sft(tiny_gpt2, DEMONSTRATIONS, settings, checkpoint=file)
+    assert torch.equal(weights(rest.model), weights(train_sft(tiny_gpt2, DEMONSTRATIONS, settings).model))
 
 
 def test_bad_input_is_named(tiny_gpt2):
     with pytest.raises(ValueError, match="demonstrations is 'empty'; expected at least one"):
-        fine_tune(tiny_gpt2, [])
+        train_sft(tiny_gpt2, [])
     long = Demonstration(as_conversation("word " * 300), "No.")
     with pytest.raises(ValueError, match=r"prompt 1 .*expected at most 192"):
-        fine_tune(tiny_gpt2, [DEMONSTRATIONS[0], long])
+        train_sft(tiny_gpt2, [DEMONSTRATIONS[0], long])
 
 
 @pytest.mark.parametrize(
