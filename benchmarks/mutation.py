@@ -80,7 +80,7 @@ def key_of(*parts: object) -> str:
 def key(module: str) -> str:
     """What the result of a module depends on, as a short hash: its code, without imports, words and comments."""
     tree = ast.parse((ROOT / "rlhf_lab" / "maths" / f"{module}.py").read_text())
-    return key_of(ast.dump(Mathematics().visit(tree)), inspect.getsource(mutable), SETTINGS)
+    return key_of(ast.dump(Mathematics().visit(tree)), inspect.getsource(mutable))
 
 
 # -- what is mutated ----------------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ _NAMES = {
     "experience.collect": "rank_replies",
     "experience.invariants": "InvariantViolation",
     "experience.rewards": "adapted_kl_coef reply_discounts token_rewards",
-    "experience.updates": "Experience accumulate_gradient ppo_losses",
+    "experience.updates": "Experience accumulate_gradient clipped_losses",
     "evaluation.text": "bleu perplexity rouge",
     "evaluation.policies": (
         "ModelReport evaluate_model evaluate_replies evaluate_rollout rollout_verdicts true_reward true_rewards"
@@ -82,7 +82,7 @@ _NAMES = {
     "recipes.ppo": "PPOConfig train_ppo",
     "recipes.q_learning": "QLearningConfig train_q_learning",
     "recipes.dqn": "DQNConfig train_dqn",
-    "classroom.report": "choose_examples",
+    "classroom.summary": "choose_examples",
     "classroom.widgets.session": "RankingSession",
     "classroom.widgets.plain": "RankingView",
 }

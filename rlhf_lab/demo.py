@@ -13,7 +13,9 @@ from pathlib import Path
 
 import torch
 
-from rlhf_lab.classroom import report
+from rlhf_lab.classroom.metrics import write_metrics
+from rlhf_lab.classroom.report import write_report
+from rlhf_lab.classroom.summary import RunSummary, choose_examples
 from rlhf_lab.evaluation.policies import evaluate_model, true_rewards
 from rlhf_lab.evaluation.reward_models import reward_model_report
 from rlhf_lab.experience.collect import rank_replies
@@ -26,7 +28,7 @@ from rlhf_lab.models.reward_model import RewardModel, load_reward_model
 from rlhf_lab.models.tokens import encode_prompts
 from rlhf_lab.recipes.reward import RewardConfig, train_reward_model
 from rlhf_lab.recipes.rlhf import RLHFConfig, train_rlhf
-from rlhf_lab.recipes.sft import SFTConfig, fine_tune
+from rlhf_lab.recipes.sft import SFTConfig, train_sft
 from rlhf_lab.records import Comparison, Conversation, Demonstration
 from rlhf_lab.training.configs import require
 from rlhf_lab.training.files import write_text_atomic
@@ -186,7 +188,7 @@ def collect_feedback(sft: LanguageModel, task: Task, config: DemoConfig, out: Pa
 
 def run_demo(
     config: DemoConfig, out: str | Path, device: str = "cpu", precision: torch.dtype = torch.float32
-) -> report.RunSummary:
+) -> RunSummary:
     """Run every stage that `out` does not hold yet, and write the report.
 
     Args:
@@ -210,7 +212,7 @@ def run_demo(
         )  # too long a prompt fails here
     with shop.stage("sft", f"1/5 SFT: imitate {len(task.demonstrations):,} demonstrations"):
         sft, _ = shop.trained(
-            "sft", load_language_model, lambda file: fine_tune(base, task.demonstrations, config.sft, checkpoint=file)
+            "sft", load_language_model, lambda file: train_sft(base, task.demonstrations, config.sft, checkpoint=file)
         )
     with shop.stage("feedback", "2/5 Feedback: " + _feedback_title(config, task)):
         preferences, tests = collect_feedback(sft, task, config, shop.out)
@@ -233,8 +235,8 @@ def run_demo(
     with shop.stage("evaluation", f"5/5 Evaluation on {len(task.test_prompts)} held-out prompts"):
         reports, rollouts = evaluate_models({"base": base, "sft": sft, "rlhf": rlhf}, task, rm, config)
     summary = summarise(config, reports, rollouts, rm, quality, history, shop.seconds)
-    report.write_metrics(shop.out / "metrics.json", summary)
-    report.write_report(shop.out / "report.html", summary)
+    write_metrics(shop.out / "metrics.json", summary)
+    write_report(shop.out / "report.html", summary)
     return summary
 
 
@@ -278,7 +280,7 @@ def evaluate_models(
     return {name: pair[0] for name, pair in pairs.items()}, {name: pair[1] for name, pair in pairs.items()}
 
 
-def summarise(config, reports, rollouts, rm, quality, history, seconds) -> report.RunSummary:
+def summarise(config, reports, rollouts, rm, quality, history, seconds) -> RunSummary:
     """Everything that the table, metrics.json and report.html show."""
     rewards = {name: true_rewards(rollout) for name, rollout in rollouts.items()}
     steps = {"SFT - base": ("sft", "base"), "RLHF - SFT": ("rlhf", "sft")}
@@ -289,7 +291,7 @@ def summarise(config, reports, rollouts, rm, quality, history, seconds) -> repor
     notes += ["The prompts hold phrasings, names or place-question pairs that were never trained on."]
     if config.feedback:
         notes = [f"The preferences are from {Path(config.feedback).name}, split by prompt."]
-    return report.RunSummary(
+    return RunSummary(
         reports=reports,
         config=asdict(config),
         seconds=seconds,
@@ -297,7 +299,7 @@ def summarise(config, reports, rollouts, rm, quality, history, seconds) -> repor
         differences=differences,
         history=history,
         scores={name: rm.score_batch(rollout.batch).tolist() for name, rollout in rollouts.items()},
-        examples=report.choose_examples(rollouts),
+        examples=choose_examples(rollouts),
         notes=notes,
     )
 

@@ -1,5 +1,7 @@
 """The demo end to end on the shipped model, small: what it writes, how it resumes, what bad input gets."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -7,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import jsonschema
@@ -18,7 +21,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from rlhf_lab import __main__ as commands, demo
 from rlhf_lab.__main__ import main
-from rlhf_lab.classroom import report
+from rlhf_lab.classroom.metrics import METRICS_SCHEMA
 from rlhf_lab.feedback.events import read_events
 from rlhf_lab.models.language_model import load_language_model
 from rlhf_lab.models.reward_model import load_reward_model
@@ -28,6 +31,7 @@ from rlhf_lab.training import files as checkpoints
 from rlhf_lab.worlds import town
 
 SMALL = ["--labels", "20", "--iterations", "2", "--prompts", "8", "--sft-steps", "2", "--evaluation-prompts", "12"]
+SMALL += ["--texts", "8"]
 WEIGHTS = ("sft", "reward_model", "rlhf")
 
 
@@ -49,18 +53,33 @@ def metrics(out):
     return data
 
 
+@pytest.fixture(autouse=True, scope="module")
+def few_of_everything():
+    """What no option makes smaller is smaller here; nothing that is tested depends on it."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(demo, "DemoConfig", partial(demo.DemoConfig, test_labels=20, demonstrations=400))
+        patched.setattr(demo, "TRACKED_PROMPTS", 8)
+        yield
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """One uninterrupted run."""
+def told(tmp_path_factory):
+    """One uninterrupted run: its folder, and what it printed."""
     out = tmp_path_factory.mktemp("demo") / "out"
-    assert run("--out", out) == 0
-    return out
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert run("--out", out) == 0
+    return out, printed.getvalue()
+
+
+@pytest.fixture
+def finished(told):
+    return told[0]
 
 
 # -- what it writes ---------------------------------------------------------------------------------------------------
 def test_metrics_obey_their_schema_and_know_everything_about_the_town(finished):
     data = json.loads((finished / "metrics.json").read_text())
-    jsonschema.validate(data, report.METRICS_SCHEMA)
+    jsonschema.validate(data, METRICS_SCHEMA)
     for name in ("base", "sft", "rlhf"):
         model = data["models"][name]
         assert model["true_reward"]["low"] <= model["true_reward"]["mean"] <= model["true_reward"]["high"]
@@ -84,10 +103,9 @@ def test_models_load_in_their_layout_and_feedback_says_that_it_is_simulated(fini
     assert all(ranking.simulated for ranking in rankings)
 
 
-def test_the_sample_shows_whole_conversations(tmp_path, capsys):
+def test_the_sample_shows_whole_conversations(told):
     """A follow-up question means nothing without the turns before it, so they stand on its line."""
-    assert run("--out", tmp_path / "out", "--iterations", "1") == 0
-    followed = [line for line in capsys.readouterr().out.splitlines() if line.endswith(("where is it?", "close?"))]
+    followed = [line for line in told[1].splitlines() if line.endswith(("where is it?", "close?"))]
     assert any(line.count(" / ") >= 2 for line in followed), followed
 
 
@@ -184,7 +202,7 @@ def test_feedback_on_town_prompts_is_judged_by_the_oracle(tmp_path):
     prompts = [prompt.conversation[-1].content for prompt in town.prompts("train", 40, skills=("ask",))]
     assert run("--feedback", write_feedback(tmp_path / "f.jsonl", prompts), "--out", tmp_path / "out") == 0
     data = metrics(tmp_path / "out")
-    jsonschema.validate(data | {"seconds": {}}, report.METRICS_SCHEMA)
+    jsonschema.validate(data | {"seconds": {}}, METRICS_SCHEMA)
     assert data["models"]["rlhf"]["true_reward"]["mean"] <= 3
     assert data["reward_model"]["ceiling"] is None
     assert 0 <= data["reward_model"]["accuracy"] <= 1
@@ -235,10 +253,9 @@ def test_a_larger_size_is_made_by_the_command_that_the_error_names(tmp_path, mon
     without bf16 units can bear."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(commands, "DOCUMENTS", 300)
-    monkeypatch.setattr(demo, "TRACKED_PROMPTS", 4)
-    monkeypatch.setitem(SIZES, "small", {"n_layer": 3, "n_embd": 96, "n_head": 3})
+    monkeypatch.setitem(SIZES, "small", {"n_layer": 2, "n_embd": 32, "n_head": 2})
     assert main(["pretrain", "--size", "small", "--steps", "1"]) == 0
-    few = ["--iterations", "1", "--prompts", "4", "--sft-steps", "1", "--evaluation-prompts", "8", "--texts", "8"]
+    few = ["--iterations", "1", "--prompts", "4", "--sft-steps", "1", "--evaluation-prompts", "8"]
     few += ["--out", "out"]
     assert run("--size", "small", "--precision", "bfloat16", *few) == 0
     assert metrics("out")["config"]["model"] == "small"

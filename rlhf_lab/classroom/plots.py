@@ -10,7 +10,9 @@ a hatch beside it, so that colour is never the only cue. Lines are labelled wher
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -18,6 +20,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.style import context as style_context
 from matplotlib.ticker import MaxNLocator
+from matplotlib.typing import LineStyleType
 
 from rlhf_lab.evaluation.policies import ORACLE_PARTS, ModelReport
 from rlhf_lab.maths.intervals import mean_interval, proportion_interval
@@ -33,14 +36,15 @@ COLOURS = {  # Okabe-Ito
     "true": "#000000",
     "other": "#CC79A7",
 }
-LINES = {
+LINES: dict[str, LineStyleType] = {
     "policy": "-",
     "reference": (0, (4, 2)),
     "reward": "-",
     "value": (0, (5, 1, 1, 1)),
     "true": (0, (6, 1.5)),
 }
-MODELS = {  # key of a report -> label, face of a bar, hatch, line colour, line style
+Look = tuple[str, str, str, str, LineStyleType]  # label, face of a bar, hatch, line colour, line style
+MODELS: dict[str, Look] = {  # key of a report -> how it is drawn
     "base": ("base", "#FFFFFF", "////", "#A0A0A0", ":"),
     "sft": ("SFT", "#B5B5B5", "", "#6E6E6E", (0, (4, 2))),
     "rlhf": ("RLHF", "#0072B2", "", "#0072B2", "-"),
@@ -64,7 +68,7 @@ def use_style() -> None:
     matplotlib.style.use(STYLE)
 
 
-def style():
+def style() -> AbstractContextManager[None]:
     """The same style inside a `with` block."""
     return style_context(STYLE)
 
@@ -91,9 +95,9 @@ def reward_curves(ax: Axes, history: History) -> Axes:
     rows = [(proxy, "reward model's score", "reward", "o"), (true, "true reward", "true", "s")]
     for column, label, quantity, marker in rows:
         if column:
-            line = {"color": COLOURS[quantity], "linestyle": LINES[quantity], "marker": marker}
-            ax.plot(*history.column(column), markersize=4, **line)
-            lines.append((*history.column(column), label, COLOURS[quantity]))
+            steps, values = history.column(column)
+            ax.plot(steps, values, color=COLOURS[quantity], linestyle=LINES[quantity], marker=marker, markersize=4)
+            lines.append((steps, values, label, COLOURS[quantity]))
     if not lines:
         raise ValueError("history has none of the columns score, reward_score and true_reward")
     _label_ends(ax, lines)
@@ -163,12 +167,12 @@ def reliability_diagram(ax: Axes, confidence: Sequence[float], agreed: Sequence[
 
     Source: Guo et al. 2017, On Calibration of Modern Neural Networks. Chapter 09.
     """
-    confidence, agreed = np.asarray(confidence, float), np.asarray(agreed, float)
-    if confidence.shape != agreed.shape or confidence.ndim != 1 or not len(confidence):
-        raise ValueError(f"confidence and agreed must pair up, got {confidence.shape} and {agreed.shape}")
-    if not ((confidence >= 0.5) & (confidence <= 1)).all():
+    sure, right = np.asarray(confidence, float), np.asarray(agreed, float)
+    if sure.shape != right.shape or sure.ndim != 1 or not len(sure):
+        raise ValueError(f"confidence and agreed must pair up, got {sure.shape} and {right.shape}")
+    if not ((sure >= 0.5) & (sure <= 1)).all():
         raise ValueError("confidence must be in [1/2, 1]: the probability of the choice that the model makes")
-    table = reliability_bins(torch.tensor(confidence), torch.tensor(agreed), 2 * bins)
+    table = reliability_bins(torch.tensor(sure), torch.tensor(right), 2 * bins)
     ax.plot([50, 100], [50, 100], color=COLOURS["reference"], linestyle=LINES["reference"], linewidth=1.2)
     ax.text(92, 98, "calibrated", ha="right", color="#666666")
     rows = zip(table.counts.tolist(), table.predicted.tolist(), table.observed.tolist(), strict=True)
@@ -185,14 +189,14 @@ def reliability_diagram(ax: Axes, confidence: Sequence[float], agreed: Sequence[
 
 def score_histogram(ax: Axes, scores: Mapping[str, Sequence[float]], bins: int = 30) -> Axes:
     """Scores of the replies of several models (keys as in `MODELS`) on one axis, with their means."""
-    edges = np.histogram_bin_edges(np.concatenate([np.asarray(s, float) for s in scores.values()]), bins)
+    edges = np.histogram_bin_edges(np.concatenate([np.asarray(s, float) for s in scores.values()]), bins).tolist()
     weights = {key: np.full(len(values), 100 / len(values)) for key, values in scores.items()}
     top = max(np.histogram(values, edges, weights=weights[key])[0].max() for key, values in scores.items())
     for row, (key, values) in enumerate(scores.items()):
         label, _, _, colour, line = _model(key)
-        look = {"weights": weights[key], "color": colour}
-        ax.hist(values, edges, histtype="stepfilled", alpha=0.13, **look)
-        ax.hist(values, edges, histtype="step", linestyle=line, linewidth=1.6, **look)
+        share = weights[key]
+        ax.hist(values, edges, weights=share, histtype="stepfilled", color=colour, alpha=0.13)
+        ax.hist(values, edges, weights=share, histtype="step", color=colour, linestyle=line, linewidth=1.6)
         mean, height = float(np.mean(values)), top * (1.06 + 0.1 * row)  # a row each: labels never meet
         ax.plot([mean, mean], [0, height], color=colour, linestyle=line, linewidth=0.9)
         _write(ax, f"{label}, mean {mean:.2f}", (mean, height), 1, va="bottom", color=colour)
@@ -246,27 +250,27 @@ def paired_differences(ax: Axes, differences: Mapping[str, Sequence[float]], uni
 
 
 # -- helpers -------------------------------------------------------------------------------------------------
-def _has(history, column) -> bool:
+def _has(history: History, column: str) -> bool:
     return any(row.get(column) is not None for row in history.to_list())
 
 
-def _first(history, name) -> str | None:
+def _first(history: History, name: str) -> str | None:
     """The column of held-out prompts of that name, with or without the prefix."""
     return next((column for column in ("held_out_" + name, name) if _has(history, column)), None)
 
 
-def _model(key):
+def _model(key: str) -> Look:
     """(label, face, hatch, line colour, line style) of a model."""
     return MODELS.get(key) or (key, *OTHER_MODEL)
 
 
-def _write(ax, text, at, up, **look) -> None:
+def _write(ax: Axes, text: str, at: tuple[float, float], up: float, **look: Any) -> None:
     """Text `up` points above a place of the data, centred, on paper so that lines do not run through it."""
     look = {"ha": "center", "bbox": PAPER} | look
     ax.annotate(text, at, xytext=(0, up), textcoords="offset points", **look)
 
 
-def _label_ends(ax, lines) -> None:
+def _label_ends(ax: Axes, lines: Sequence[tuple[np.ndarray, np.ndarray, str, str]]) -> None:
     """Write each label inside the axes at its line's end: above it, below it for the lowest of several."""
     ax.margins(y=0.14)
     lines = sorted(lines, key=lambda line: line[1][-1], reverse=True)

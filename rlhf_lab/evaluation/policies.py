@@ -125,9 +125,9 @@ def evaluate_rollout(
     """
     verdicts = rollout_verdicts(rollout)
     skills: dict[str, list] = {}
-    for conversation, verdict in zip(rollout.conversations, verdicts, strict=True):
-        if verdict is not None:
-            skills.setdefault(recognise(conversation).skill, []).append(verdict)
+    for prompt, verdict in zip(map(recognise, rollout.conversations), verdicts, strict=True):
+        if prompt is not None:
+            skills.setdefault(prompt.skill, []).append(verdict)
     return ModelReport(
         **evaluate_replies(verdicts),
         by_skill={skill: evaluate_replies(some) for skill, some in sorted(skills.items())},
@@ -194,17 +194,19 @@ def evaluate_model(
     return report, rollout
 
 
-def _mean_or_none(values) -> Interval | None:
+def _mean_or_none(values: Tensor | None) -> Interval | None:
     return None if values is None else mean_interval(values.tolist())
 
 
-def _scores(reward_model, rollout) -> Tensor | None:
+def _scores(reward_model: RewardModel | Callable[[Rollout], Tensor] | None, rollout: Rollout) -> Tensor | None:
     if isinstance(reward_model, RewardModel):
         return reward_model.score_batch(rollout.batch)
     return None if reward_model is None else reward_model(rollout)
 
 
-def _reply_kl(lm, reference, rollout, temperature) -> Tensor | None:
+def _reply_kl(
+    lm: LanguageModel, reference: LanguageModel | None, rollout: Rollout, temperature: float
+) -> Tensor | None:
     """KL estimates [B] in nats, one a reply."""
     if reference is None or temperature == 0:
         return None

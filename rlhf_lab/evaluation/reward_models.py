@@ -9,7 +9,7 @@ import torch
 from rlhf_lab.maths.intervals import Interval, finite, proportion_interval, ratio_of_means_bootstrap
 from rlhf_lab.maths.preferences import best_possible_accuracy, expected_accuracy
 from rlhf_lab.models.reward_model import RewardModel
-from rlhf_lab.records import Comparison, Ranking
+from rlhf_lab.records import Comparison, Conversation, Ranking
 from rlhf_lab.worlds.town.oracle import score_replies
 from rlhf_lab.worlds.town.raters import CAREFUL
 
@@ -104,12 +104,20 @@ def reward_model_report(rm: RewardModel, preferences: Sequence[Ranking | Compari
     )
 
 
-def _agreement(preferences, prompts, chosen, rejected) -> list[float] | None:
+def _agreement(
+    preferences: Sequence[Ranking | Comparison],
+    prompts: Sequence[Conversation],
+    chosen: Sequence[str],
+    rejected: Sequence[str],
+) -> list[float] | None:
     """p(the rater prefers chosen) for simulated rankings; None for anybody else's, because nobody knows it."""
     if not all(record.simulated and record.rater == CAREFUL.name for record in preferences):
         return None
-    utilities = [
-        torch.tensor([CAREFUL.utility(v, text) for v, text in zip(score_replies(prompts, texts), texts, strict=True)])
-        for texts in (chosen, rejected)
-    ]
+    utilities = []
+    for texts in (chosen, rejected):
+        verdicts = zip(score_replies(prompts, texts), texts, strict=True)
+        known = [CAREFUL.utility(verdict, text) for verdict, text in verdicts if verdict is not None]
+        if len(known) < len(texts):  # a prompt that is not the town's has no true reward
+            return None
+        utilities.append(torch.tensor(known))
     return CAREFUL.prefers(utilities[0] - utilities[1]).tolist()

@@ -42,7 +42,7 @@ def document_nll(lm: LanguageModel, texts: Sequence[str], micro_batch: int = 16)
     return nll, np.array([len(row) - 1 for row in rows])
 
 
-def _batch_nll(lm, rows) -> Tensor:
+def _batch_nll(lm: LanguageModel, rows: Sequence[list[int]]) -> Tensor:
     """Sums [b] over the real tokens but the first of each row."""
     width = max(map(len, rows))
     ids = torch.tensor([row + [lm.pad_id] * (width - len(row)) for row in rows], device=lm.device)  # [b, T]
@@ -71,7 +71,7 @@ def perplexity(lm: LanguageModel, texts: Sequence[str], micro_batch: int = 16) -
     return Interval(math.exp(nats.mean), math.exp(nats.low), _exp(nats.high), nats.count)
 
 
-def _exp(x) -> float:
+def _exp(x: float) -> float:
     return math.exp(x) if x < 700 else math.inf
 
 
@@ -118,6 +118,6 @@ def rouge(replies: Sequence[str], references: Sequence[str]) -> dict[str, Interv
     return {kind: mean_interval([score[kind].fmeasure for score in scores]) for kind in kinds}
 
 
-def _check_pairs(replies, references) -> None:
+def _check_pairs(replies: Sequence[str], references: Sequence[str]) -> None:
     if isinstance(replies, str) or isinstance(references, str) or len(replies) != len(references) or not replies:
         raise ValueError("replies and references must be two non-empty lists of the same length, one text a row")

@@ -98,7 +98,7 @@ class Losses:
     log_probs: Tensor
 
 
-def ppo_losses(
+def clipped_losses(
     policy: LanguageModel,
     critic: Critic | None,
     part: Experience,

@@ -25,7 +25,7 @@ from rlhf_lab.records import (
 try:
     import fcntl
 except ImportError:  # Windows: a second writer is then told by the size of the file alone
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # a module has no type that says "or None"
 
 Event = Comment | Comparison | Demonstration | Edit | Ranking | Rating
 EVENT_TYPES = {kind.__name__.lower(): kind for kind in Event.__args__}
@@ -93,13 +93,14 @@ def read_event_lines(path: str | Path) -> EventLines:
     # Only what looks like the beginning of an event counts as torn, lest a file of another kind is cut.
     broken = bool(bad) and bad[-1].number == last and not end.endswith(b"\n")
     torn = broken and (b'{"type": "'.startswith(end[:10]) or end[:10] == b'{"type": "')
-    bad, standing = bad[: len(bad) - torn], dict(good)
-    for number, event in list(standing.items()):
-        if isinstance(event, Withdrawal):
-            del standing[number]
-            if event.line >= number or standing.pop(event.line, None) is None:
-                problem = f"withdraws line {event.line}, where no event stands"
-                bad.append(BadLine("line", problem, "Remove the line if the log was edited by hand", number))
+    bad = bad[: len(bad) - torn]
+    standing: dict[int, Event] = {}
+    for number, event in good.items():
+        if not isinstance(event, Withdrawal):
+            standing[number] = event
+        elif event.line >= number or standing.pop(event.line, None) is None:
+            problem = f"withdraws line {event.line}, where no event stands"
+            bad.append(BadLine("line", problem, "Remove the line if the log was edited by hand", number))
     if bad:
         complain(path, bad, last)
     cut = len(end) if torn else 0

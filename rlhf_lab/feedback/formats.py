@@ -7,7 +7,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,18 +25,18 @@ TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
 
-class Preferences(list):
+class Preferences(list[Comparison]):
     """A list of `Comparison`; `skipped` holds the `BadLine` of every line that was left out on request."""
 
-    def __init__(self, comparisons: Sequence[Comparison] = (), skipped: Sequence[BadLine] = ()) -> None:
+    def __init__(self, comparisons: Iterable[Comparison] = (), skipped: Sequence[BadLine] = ()) -> None:
         super().__init__(comparisons)
         self.skipped = tuple(skipped)
 
 
-def _shared(first: Sequence, second: Sequence) -> Sequence:
-    """What both begin with."""
+def _shared(first: Sequence, second: Sequence) -> int:
+    """How many items both begin with."""
     pairs = enumerate(zip(first, second, strict=False))
-    return first[: next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))]
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def read_preferences(path: str | Path, *, skip_bad: bool = False) -> Preferences:
@@ -114,13 +114,13 @@ def _equal(reply: object) -> BadLine:
 
 
 def _explicit(record: dict) -> tuple[Conversation, str, str]:
-    prompt, marked = record["prompt"], False
-    if isinstance(prompt, str):
-        turns = _turns(prompt)
+    given, marked = record["prompt"], False
+    if isinstance(given, str):
+        turns = _turns(given)
         marked = bool(turns) and turns[-1] == Message("assistant", "")
-        messages = turns[:-1] if marked else (Message("user", prompt),)
+        messages = turns[:-1] if marked else (Message("user", given),)
     else:
-        messages = _messages("prompt", prompt)
+        messages = _messages("prompt", given)
     prompt = _prompt(messages)
     replies = []
     for field in ("chosen", "rejected"):
@@ -129,7 +129,8 @@ def _explicit(record: dict) -> tuple[Conversation, str, str]:
             value = _messages(field, value)
             value = _reply(field, value[len(prompt) :] if value[: len(prompt)] == prompt else value)
         replies.append(value.strip() if marked else value)
-    return prompt, *replies
+    chosen, rejected = replies
+    return prompt, chosen, rejected
 
 
 def _implicit(record: dict) -> tuple[Conversation, str, str]:
@@ -141,10 +142,9 @@ def _implicit(record: dict) -> tuple[Conversation, str, str]:
         chosen, rejected = turns
     else:
         chosen, rejected = _messages("chosen", chosen), _messages("rejected", rejected)
-    shared = _shared(chosen, rejected)
     if chosen == rejected:
         raise _equal(chosen[-1].content)
-    prompt = _prompt(shared)
+    prompt = _prompt(chosen[: _shared(chosen, rejected)])
     return prompt, _reply("chosen", chosen[len(prompt) :]), _reply("rejected", rejected[len(prompt) :])
 
 
@@ -158,10 +158,9 @@ def _turns(text: str) -> tuple[Message, ...]:
 
 
 def _cut(chosen: str, rejected: str) -> tuple[Conversation, str, str]:
-    shared = _shared(chosen, rejected)
     if chosen == rejected:
         raise _equal(chosen)
-    words = re.match(r"(.*\S)\s", shared, re.DOTALL)
+    words = re.match(r"(.*\S)\s", chosen[: _shared(chosen, rejected)], re.DOTALL)
     if not words:
         problem = f"the field is missing, and {short(chosen)} and {short(rejected)} share no first word"
         raise BadLine("prompt", problem, "Add a prompt, or let chosen and rejected begin with it")

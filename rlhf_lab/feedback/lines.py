@@ -11,12 +11,15 @@ import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from rlhf_lab.training.files import write_atomic, write_text_atomic
 
 MAX_LINE_BYTES = 2**24  # a longer line is no feedback, and a small compressed file can hold an endless one
 SHOWN_PROBLEMS = 10
 GZIP_MAGIC = b"\x1f\x8b"
+
+Parsed = TypeVar("Parsed")
 
 
 class BadLine(ValueError):
@@ -117,12 +120,15 @@ def _object(line: bytes) -> dict:
     return record
 
 
-def read_records(path: Path, parse: Callable[[dict], object]) -> tuple[dict, list[BadLine], tuple[int, int, bytes]]:
+def read_records(
+    path: Path, parse: Callable[[dict], Parsed]
+) -> tuple[dict[int, Parsed], list[BadLine], tuple[int, int, bytes]]:
     """{line number: parsed object}, the bad lines, and (bytes read, last line's number, last line).
 
     Blank lines hold nothing and are passed over.
     """
-    good, bad, end = {}, [], (0, 0, b"\n")
+    good: dict[int, Parsed] = {}
+    bad, end = [], (0, 0, b"\n")
     for number, line in _lines(path):
         try:
             if isinstance(line, BadLine):

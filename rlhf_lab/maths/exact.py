@@ -41,7 +41,8 @@ def enumerate_sequences(vocab_size: int, length: int, eos: int | None = None) ->
         >>> enumerate_sequences(2, 2, eos=1)
         [(0, 0), (0, 1), (1,)]
     """
-    alphabet, sequences = [(a,) for a in range(vocab_size)], [()]
+    alphabet = [(a,) for a in range(vocab_size)]
+    sequences: list[tuple[int, ...]] = [()]
     for _ in range(length):
         sequences = [(*s, *more) for s in sequences for more in ([()] if eos in s else alphabet)]
     return sequences
@@ -383,18 +384,17 @@ class TokenWorld:
     def _as_scores(self, scores: Scores | None) -> Tensor:
         if scores is None:
             return self.scores
-        if callable(scores):
-            scores = [[scores(p, tokens) for tokens in self._tuples] for p in range(self.prompts)]
-        scores = torch.as_tensor(scores, dtype=torch.float64).detach()
+        numbers = [[scores(p, s) for s in self._tuples] for p in range(self.prompts)] if callable(scores) else scores
+        table = torch.as_tensor(numbers, dtype=torch.float64).detach()
         expected = (self.prompts, self.num_sequences)
-        if scores.shape not in (expected, expected[1:]):
+        if table.shape not in (expected, expected[1:]):
             raise ValueError(
-                f"scores has shape {list(scores.shape)}, expected {list(expected)} or {list(expected[1:])}: "
+                f"scores has shape {list(table.shape)}, expected {list(expected)} or {list(expected[1:])}: "
                 "one for every sequence, in the order of `sequences`"
             )
-        if not scores.isfinite().all():
+        if not table.isfinite().all():
             raise ValueError("scores holds NaN or infinity, expected finite numbers")
-        return scores.expand(expected)
+        return table.expand(expected)
 
 
 def _check_sizes(vocab_size: int, length: int, prompts: int, eos: int | None) -> None:

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import ndtri, stdtrit
+from scipy.special import ndtri
+
+Numbers = Sequence[float] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Interval:
         return "below 0" if self.high < 0 else "INCONCLUSIVE"
 
 
-def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+def mean_interval(values: Numbers, level: float = 0.95) -> Interval:
     """Mean of independent values with Student's t-interval.
 
         mean +- t(n - 1, (1 + level) / 2) * s / sqrt(n),    s^2 the unbiased variance
@@ -61,11 +63,13 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     mean, count = float(array.mean()), len(array)
     if count == 1:
         return Interval(mean, -math.inf, math.inf, 1)
-    half = float(stdtrit(count - 1, (1 + level) / 2) * array.std(ddof=1) / math.sqrt(count))
+    from scipy.stats import t  # costs a second that only this needs
+
+    half = float(t.ppf((1 + level) / 2, count - 1) * array.std(ddof=1) / math.sqrt(count))
     return Interval(mean, mean - half, mean + half, count)
 
 
-def paired_difference(after: Sequence[float], before: Sequence[float], level: float = 0.95) -> Interval:
+def paired_difference(after: Sequence[float | None], before: Sequence[float | None], level: float = 0.95) -> Interval:
     """`mean_interval` of after - before, row by row: the same prompts, or the same seeds, in the same order.
 
     Pairing removes what the rows share, such as how hard the prompt is. A row with None on either side is
@@ -125,8 +129,8 @@ def win_rate(wins: int, ties: int, losses: int, level: float = 0.95) -> Interval
 
 
 def ratio_of_means_bootstrap(
-    numerators: Sequence[float],
-    denominators: Sequence[float],
+    numerators: Numbers,
+    denominators: Numbers,
     *,
     seed: int = 0,
     resamples: int = 10_000,
@@ -167,13 +171,13 @@ def ratio_of_means_bootstrap(
     return Interval(ratio, float(low), float(high), count)
 
 
-def finite(values, name) -> np.ndarray:
+def finite(values: Numbers, name: str) -> np.ndarray:
     array = np.asarray(values, dtype=float)
     if array.ndim != 1 or not len(array) or not np.isfinite(array).all():
         raise ValueError(f"{name} must be one or more finite numbers in a row, got {values!r:.80}")
     return array
 
 
-def check_level(level) -> None:
+def check_level(level: float) -> None:
     if not 0 < level < 1:
         raise ValueError(f"level must be a probability between 0 and 1, got {level}")

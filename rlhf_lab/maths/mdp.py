@@ -6,7 +6,7 @@ linear systems are solved on the other, transient states. With a `horizon` of H 
 Left out: continuous states, average reward, partial observation.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -242,7 +242,7 @@ def value_iteration(mdp: TabularMDP, tolerance: float = 1e-12, sweeps: int = 100
     """
     values = torch.zeros(len(mdp.start), dtype=torch.float64)
     if mdp.horizon is not None:
-        return _backwards(mdp, values)
+        return _backwards(mdp, values, mdp.horizon)
     for _ in range(sweeps):
         better = mdp.q_values(values).amax(dim=1)
         change, values = (better - values).abs().max(), better
@@ -251,10 +251,10 @@ def value_iteration(mdp: TabularMDP, tolerance: float = 1e-12, sweeps: int = 100
     raise ValueError(f"no convergence in {sweeps} sweeps (last change {change:.3g}); lower gamma or set a horizon")
 
 
-def _backwards(mdp: TabularMDP, final: Tensor) -> tuple[Tensor, Tensor]:
+def _backwards(mdp: TabularMDP, final: Tensor, horizon: int) -> tuple[Tensor, Tensor]:
     """`value_iteration` with a horizon: from the last step to the first."""
     values, best = [final], []
-    for _ in range(mdp.horizon):
+    for _ in range(horizon):
         q_values = mdp.q_values(values[-1])
         values.append(q_values.amax(dim=1))
         best.append(_greedy(q_values))
@@ -426,6 +426,7 @@ def _check_map(rows: Sequence[str]) -> None:
         raise ValueError(f"rows has {letters.count('S')} start cells; expected one S")
 
 
+Said = tuple[str, ...]  # the history of a dialogue
 HELLO, ASK = "Hello, I am looking for a place to read.", "Do you want to buy a book?"
 REPLIES = ("Go to the bookshop.", "Go to the library.", ASK, "I do not know.")
 TIMINGS = ("immediate", "delayed", "sparse")
@@ -452,8 +453,9 @@ def dialogue(timing: str = "immediate", buyers: float = 0.5, gamma: float = 1.0)
         raise ValueError(f"timing is {timing!r}; expected one of {TIMINGS}")
     if not 0 <= buyers <= 1:
         raise ValueError(f"buyers is {buyers}; expected a share in [0, 1]")
-    earned, steps = {(HELLO,): 0.0}, []  # what each history has earned; (history, action, probability, next, reward)
-    histories = [(HELLO,)]
+    earned: dict[Said, float] = {(HELLO,): 0.0}  # with each history
+    steps: list[tuple[Said, int, float, Said, float]] = []  # (history, action, probability, next, reward)
+    histories: list[Said] = [(HELLO,)]
     for history in histories:  # which grow while they are read
         for action, reply in enumerate(REPLIES):
             for probability, answer, reward in _visitor(history, reply, buyers):
@@ -467,15 +469,18 @@ def dialogue(timing: str = "immediate", buyers: float = 0.5, gamma: float = 1.0)
     for history, action, probability, after, reward in steps:
         moves[number[history], action, number[after]] = probability
         rewards[number[history], action] += probability * reward * (timing == "immediate")
-    thanked = lambda history: float(history[-1] == "Thank you!")  # noqa: E731
-    paid_last = {"immediate": lambda history: 0.0, "delayed": earned.get, "sparse": thanked}[timing]
+    paid_last: dict[str, Callable[[Said], float]] = {
+        "immediate": lambda history: 0.0,
+        "delayed": lambda history: earned[history],
+        "sparse": lambda history: float(history[-1] == "Thank you!"),
+    }
     for history in set(histories) - {step[0] for step in steps}:  # nothing is answered to these
-        moves[number[history], :, -1], rewards[number[history]] = 1, paid_last(history)
+        moves[number[history], :, -1], rewards[number[history]] = 1, paid_last[timing](history)
     states = (*(" / ".join(history) for history in histories), "end")
     return TabularMDP(moves, rewards, start, gamma, states=states, actions=REPLIES)
 
 
-def _visitor(history: tuple[str, ...], reply: str, buyers: float) -> list[tuple[float, str, float]]:
+def _visitor(history: Said, reply: str, buyers: float) -> list[tuple[float, str, float]]:
     """What the visitor answers, as (probability, answer, reward of the reply); nothing after the last words."""
     wants = {HELLO: buyers, "Yes.": 1.0, "No.": 0.0}.get(history[-1])
     if wants is None:

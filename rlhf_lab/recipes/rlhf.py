@@ -33,7 +33,7 @@ from rlhf_lab.experience.updates import (
     accumulate_gradient,
     language_model_gradient,
     old_log_probs_and_values,
-    ppo_losses,
+    clipped_losses,
     update_numbers,
     value_numbers,
 )
@@ -317,7 +317,7 @@ def new_critic(
 def new_losses(policy: LanguageModel, critic: Critic, config: RLHFConfig) -> Callable[[Experience, Tensor], Losses]:
     """The losses of PPO with the settings of a run."""
     return partial(
-        ppo_losses,
+        clipped_losses,
         policy,
         critic,
         temperature=config.temperature,

@@ -21,6 +21,7 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete
+from transformers import PreTrainedTokenizerBase
 
 from rlhf_lab.maths.exact import TokenWorld
 from rlhf_lab.maths.mdp import TIMINGS, TabularMDP
@@ -29,7 +30,7 @@ from rlhf_lab.models.tokens import encode_prompts
 from rlhf_lab.records import Conversation, Message
 from rlhf_lab.worlds import town
 from rlhf_lab.worlds.town.facts import ATTRIBUTES, FACTS, PLACES
-from rlhf_lab.worlds.town.questions import FOLLOW_UPS, OTHER_PLACE, Prompt, draw_prompt, write_fact
+from rlhf_lab.worlds.town.questions import FOLLOW_UPS, OTHER_PLACE, Prompt, draw_prompt, town_prompt, write_fact
 from rlhf_lab.worlds.town.sentences import SENTENCES, fill
 
 MOST_MOVES = 50_000_000  # entries of a process's transitions, 400 MB
@@ -75,12 +76,12 @@ class TabularEnv(gymnasium.Env):
         self._moves, self._start = mdp.transitions.numpy(), mdp.start.numpy()
         self._rewards, self._ends = mdp.rewards.tolist(), mdp.absorbing.tolist()
 
-    def reset(self, *, seed: int | None = None, options: dict | None = None):
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[int, dict]:
         super().reset(seed=seed)
         self._state, self._steps = self._draw(self._start), 0
         return self._state, {}
 
-    def step(self, action: int):
+    def step(self, action: int) -> tuple[int, float, bool, bool, dict]:
         before = self._state
         self._state, self._steps = self._draw(self._moves[before, action]), self._steps + 1
         over = self._ends[self._state] or self._steps == self.mdp.horizon
@@ -179,17 +180,18 @@ class TokenEnv(gymnasium.Env):
         self.observation_space = Box(0, vocabulary - 1, (self.context,), np.int64)
         self.action_space = Discrete(vocabulary)
 
-    def reset(self, *, seed: int | None = None, options: dict | None = None):
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
-        self._prompt, self._reply, self._earned = int(self.np_random.integers(len(self.prompts))), [], 0.0
+        self._prompt, self._earned = int(self.np_random.integers(len(self.prompts))), 0.0
+        self._reply: list[int] = []
         return self._seen(), {"conversation": self.prompts[self._prompt]}
 
-    def step(self, action: int):
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
         self._reply.append(int(action))
         ended = action == self.lm.end_id
         over, reward, text = bool(ended or len(self._reply) == self.max_new_tokens), 0.0, None
         if over or self.timing == "immediate":
-            text = self.lm.tokenizer.decode(self._reply, skip_special_tokens=True)
+            text = str(self.lm.tokenizer.decode(self._reply, skip_special_tokens=True))
             score = float(self.score(self.prompts[self._prompt], text, bool(ended)))
             reward, self._earned = score - self._earned, score
         pays = paid(self.timing, reward, self._earned, over, self._earned >= self.best)
@@ -239,14 +241,14 @@ class DialogueEnv(gymnasium.Env):
         self.observation_space = Box(0, self.vocabulary - 1, (LONGEST,), np.int64)
         self.action_space = Discrete(len(KINDS))
 
-    def reset(self, *, seed: int | None = None, options: dict | None = None):
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
         self._random = Random(int(self.np_random.integers(2**62)))
         self._visit = draw_visit(self._random, self.split, self.harmful, self.turns)
         self._turn, self._earned, self._best = 0, 0.0, True
         return self._seen(), {"conversation": self._prompt.conversation}
 
-    def step(self, action: int):
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
         reply = write_kind(self._prompt, KINDS[action], self._random)
         verdict = town.score(self._prompt, reply)
         asked = self._prompt.conversation
@@ -275,7 +277,7 @@ class DialogueEnv(gymnasium.Env):
 
 
 @cache
-def _town_tokenizer():
+def _town_tokenizer() -> PreTrainedTokenizerBase:
     """The shipped tokenizer, loaded once for all environments."""
     return load_tokenizer(find_model("tiny"))
 
@@ -303,7 +305,7 @@ def _next_request(random: Random, before: Prompt) -> Prompt:
     else:
         text = fill(OTHER_PLACE, random, place=random.choice([p for p in PLACES if p != before.place]))
     answer = write_fact(random, before.attribute, before.place, before.value)
-    return town.recognise((*before.conversation, Message("assistant", answer), Message("user", text)))
+    return town_prompt((*before.conversation, Message("assistant", answer), Message("user", text)))
 
 
 def write_kind(prompt: Prompt, kind: str, random: Random) -> str:
@@ -314,5 +316,5 @@ def write_kind(prompt: Prompt, kind: str, random: Random) -> str:
     return random.choice(SENTENCES[kind])
 
 
-for _name, _class in (("Tabular", TabularEnv), ("Token", TokenEnv), ("Dialogue", DialogueEnv)):
-    gymnasium.register(f"rlhf_lab/{_name}-v0", entry_point=_class)
+for _name in ("Tabular", "Token", "Dialogue"):
+    gymnasium.register(f"rlhf_lab/{_name}-v0", entry_point=f"{__name__}:{_name}Env")

@@ -3,16 +3,28 @@
 import base64
 import json
 import math
+import re
 from dataclasses import dataclass, fields, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
+import jinja2
 import jsonschema
 import pytest
 import torch
 
 from rlhf_lab.classroom import report
+from rlhf_lab.classroom.metrics import METRICS_SCHEMA, QUANTITIES, metrics_dict, write_metrics
+from rlhf_lab.classroom.summary import (
+    EXAMPLE_RULE,
+    ROWS,
+    Example,
+    RunSummary,
+    choose_examples,
+    format_interval,
+    text_table,
+)
 from rlhf_lab.evaluation.policies import ModelReport, evaluate_replies, true_rewards
 from rlhf_lab.evaluation.reward_models import evaluate_reward_model
 from rlhf_lab.maths.intervals import Interval
@@ -20,7 +32,8 @@ from rlhf_lab.records import as_conversation
 from rlhf_lab.training.history import History
 from rlhf_lab.worlds import town
 
-HOSTILE = "<script>alert(1)</script> & \"quoted\" 'x' <img src=x onerror=alert(2)> \ud800 \u202e"
+HTML = "<script>alert(1)</script> & \"quoted\" 'x' <img src=x onerror=alert(2)> \ud800 \u202e"
+JINJA = '{{ 7*7 }} {% raw %} {# nothing #} {% endraw %} {{ title|safe }} {% include "report.css" %} \ud800'
 
 
 def interval(mean, half=0.1, count=40):
@@ -64,7 +77,7 @@ def town_conversations():
 def summary(town_conversations):
     models = {"base": full_report(0.2), "sft": full_report(0.4), "rlhf": full_report(0.6)}
     replies = {name: rollout(town_conversations, name) for name in models}
-    return report.RunSummary(
+    return RunSummary(
         reports=models,
         config=Config(),
         seconds={"sft": 1.5, "rlhf": 2.5},
@@ -72,7 +85,7 @@ def summary(town_conversations):
         differences={"RLHF against SFT": interval(0.2, 0.05)},
         history=history(),
         scores={"sft": [0.0, 1.0], "rlhf": [1.0, 2.0]},
-        examples=report.choose_examples(replies),
+        examples=choose_examples(replies),
         notes=["The raters are simulated."],
     )
 
@@ -92,7 +105,7 @@ def summary(town_conversations):
     ],
 )
 def test_format_interval(value, options, expected):
-    assert report.format_interval(value, **options) == expected
+    assert format_interval(value, **options) == expected
 
 
 def test_text_table_is_aligned_and_leaves_out_the_unknown():
@@ -100,7 +113,7 @@ def test_text_table_is_aligned_and_leaves_out_the_unknown():
         "sft": ModelReport(true_reward=interval(0.4), length=interval(20.0, 1.0)),
         "rlhf": ModelReport(true_reward=interval(-1.25), length=interval(120.0, 1.0), rude=interval(0.1)),
     }
-    rows = report.text_table(models).splitlines()
+    rows = text_table(models).splitlines()
     assert len({len(row) for row in rows}) == 1
     assert [row.split("  ")[0] for row in rows[1:]] == ["true reward, -3 to 3", "length, tokens", "rude, %"]
     assert rows[1].endswith("-1.25 ± 0.10")
@@ -111,8 +124,8 @@ def test_text_table_is_aligned_and_leaves_out_the_unknown():
 
 
 def validate(metrics):
-    jsonschema.Draft202012Validator.check_schema(report.METRICS_SCHEMA)
-    jsonschema.Draft202012Validator(report.METRICS_SCHEMA).validate(metrics)
+    jsonschema.Draft202012Validator.check_schema(METRICS_SCHEMA)
+    jsonschema.Draft202012Validator(METRICS_SCHEMA).validate(metrics)
 
 
 def strict(text):
@@ -125,7 +138,7 @@ def strict(text):
 
 
 def test_metrics_hold_what_the_issue_asks_for(summary, tmp_path):
-    report.write_metrics(tmp_path / "metrics.json", summary)
+    write_metrics(tmp_path / "metrics.json", summary)
     metrics = strict((tmp_path / "metrics.json").read_text(encoding="utf-8"))
     validate(metrics)
     wanted = ["true_reward", "helpful", "truthful", "harmless", "form", "perplexity", "kl", "length"]
@@ -141,7 +154,7 @@ def test_metrics_hold_what_the_issue_asks_for(summary, tmp_path):
 
 def test_what_is_unknown_is_null_and_the_schema_allows_it(summary):
     foreign = ModelReport(length=Interval(20.0, -math.inf, math.inf, 1))
-    metrics = report.metrics_dict(
+    metrics = metrics_dict(
         replace(
             summary,
             reports=dict.fromkeys(("base", "sft", "rlhf"), foreign),
@@ -153,7 +166,7 @@ def test_what_is_unknown_is_null_and_the_schema_allows_it(summary):
     assert metrics["models"]["sft"]["true_reward"] is None
     assert metrics["models"]["sft"]["length"] == {"mean": 20.0, "low": None, "high": None, "count": 1}
     assert metrics["reward_model"]["ceiling"] is None
-    validate(report.metrics_dict(replace(summary, reward_model=None)))
+    validate(metrics_dict(replace(summary, reward_model=None)))
 
 
 def remove(tree, *path):
@@ -171,21 +184,21 @@ def remove(tree, *path):
      ("config",), ("reward_model", "ceiling"), ("models", "sft", "by_skill", "ask", "rude")],
 )  # fmt: skip
 def test_the_schema_misses_nothing(summary, path):
-    metrics = report.metrics_dict(summary)
+    metrics = metrics_dict(summary)
     with pytest.raises(jsonschema.ValidationError):
         validate(remove(metrics, *path))
 
 
 def test_the_schema_refuses_what_it_does_not_know(summary):
     with pytest.raises(jsonschema.ValidationError):
-        validate(report.metrics_dict(summary) | {"extra": 1})
+        validate(metrics_dict(summary) | {"extra": 1})
     with pytest.raises(jsonschema.ValidationError):
-        validate(report.metrics_dict(summary) | {"seconds": {"sft": "long"}})
+        validate(metrics_dict(summary) | {"seconds": {"sft": "long"}})
 
 
 def test_every_quantity_of_a_report_is_in_table_and_schema():
-    assert list(report.ROWS) == list(ModelReport().quantities())
-    assert list(report.QUANTITIES) == list(ModelReport().quantities())
+    assert list(ROWS) == list(ModelReport().quantities())
+    assert list(QUANTITIES) == list(ModelReport().quantities())
 
 
 # ---- examples ----------------------------------------------------------------------------------------------
@@ -193,7 +206,7 @@ def test_every_quantity_of_a_report_is_in_table_and_schema():
 
 def test_examples_go_round_the_skills(town_conversations):
     replies = {name: rollout(town_conversations, name) for name in ("sft", "rlhf")}
-    examples = report.choose_examples(replies)
+    examples = choose_examples(replies)
     skills = [town.recognise(c).skill for c in town_conversations]
     order = list(dict.fromkeys(skills))
     assert [example.skill for example in examples] == order + order[: 8 - len(order)]
@@ -208,7 +221,7 @@ def test_examples_go_round_the_skills(town_conversations):
 
 def test_examples_of_foreign_prompts_are_the_first_ones():
     conversations = [as_conversation(f"Question {i}?") for i in (0, 0, 1, 2)]
-    examples = report.choose_examples({"sft": rollout(conversations, "a")}, count=8)
+    examples = choose_examples({"sft": rollout(conversations, "a")}, count=8)
     assert [example.replies["sft"] for example in examples] == ["a 0", "a 2", "a 3"]  # a prompt is shown once
     assert {example.skill for example in examples} == {""}
     assert {example.rewards["sft"] for example in examples} == {None}
@@ -217,9 +230,9 @@ def test_examples_of_foreign_prompts_are_the_first_ones():
 def test_examples_need_the_same_prompts(town_conversations):
     mixed = {"sft": rollout(town_conversations, "a"), "rlhf": rollout(town_conversations[::-1], "b")}
     with pytest.raises(ValueError, match=r"same prompts.*rlhf"):
-        report.choose_examples(mixed)
+        choose_examples(mixed)
     with pytest.raises(ValueError, match="same prompts"):
-        report.choose_examples({})
+        choose_examples({})
 
 
 # ---- report.html -------------------------------------------------------------------------------------------
@@ -286,7 +299,7 @@ def test_the_page_says_what_the_run_found(page):
         "It agrees with 50.0 % [9.5, 90.5] of 2 held-out labels",
         "the best any model could expect is 70.0 %; this one can expect 70.0 %",
         "SFT 40.0 % [30.0, 50.0], RLHF 60.0 % [50.0, 70.0]",
-        report.EXAMPLE_RULE,
+        EXAMPLE_RULE,
         "The raters are simulated.",
         "sft 1.5 rlhf 2.5 together 4.0",
         '"kl_target": null',
@@ -294,36 +307,61 @@ def test_the_page_says_what_the_run_found(page):
         assert words in page.text
 
 
-def test_hostile_text_stays_text(summary, tmp_path):
-    example = report.Example(
-        as_conversation(HOSTILE.replace("\ud800", "?")),
-        HOSTILE,
-        {"sft": HOSTILE, HOSTILE: ""},
-        {HOSTILE: 1.0},
+@pytest.mark.parametrize("text", [HTML, JINJA], ids=["html", "jinja"])
+def test_hostile_text_stays_text(summary, tmp_path, text):
+    """Title, heading, note, label, heads of two tables, refusals, two rows of skills; tag, turn, name, reply, stage."""
+    example = Example(
+        as_conversation(text.replace("\ud800", "?")),  # a record refuses it
+        text,
+        {"sft": text, text: ""},
+        {text: 1.0},
     )
-    calm = replace(summary, reports={"sft": ModelReport(length=interval(9.0))}, reward_model=None, history=None)
+    skill = evaluate_replies([]) | {"true_reward": interval(0.5)}
     hostile = replace(
-        calm,
+        summary,
+        reports={text: ModelReport(length=interval(9.0), over_refusal=interval(0.5), by_skill={text: skill})},
+        reward_model=None,
+        history=None,
         scores={},
         examples=[example],
-        title=HOSTILE,
-        notes=[HOSTILE],
-        seconds={HOSTILE: 1.0},
-        config={HOSTILE: HOSTILE},
-        differences={HOSTILE: interval(0.0)},
+        title=text,
+        notes=[text],
+        seconds={text: 1.0},
+        config={text: text},
+        differences={text: interval(0.0)},
     )
     page = write(hostile, tmp_path)
     assert not {"script", "img"} & set(page.tags)
-    assert page.text.count("<script>alert(1)</script> & \"quoted\" 'x' <img src=x onerror=alert(2)> ?") >= 8
     assert not [a for a in page.attributes if a[1].startswith("on")]
+    shown = " ".join(text.replace("\ud800", "?").replace("\u202e", "").split())
+    assert page.text.count(shown) == 9 + 5
+    assert page.text.count(json.dumps(shown)[1:-1]) == 2  # key and value of the configuration
+    assert page.text.count("The look of report.html") == 1  # nothing was included again
+    assert ("div", "class", text.replace("\ud800", "?")) in page.attributes
+
+
+def test_nothing_in_the_page_goes_round_the_escaping():
+    assert report.TEMPLATES.autoescape is True
+    template = (Path(report.__file__).parent / "report.html.j2").read_text(encoding="utf-8")
+    assert not re.search(r"\|\s*safe|autoescape", template)
+    assert "Markup" not in Path(report.__file__).read_text(encoding="utf-8")
+
+
+def test_a_value_that_the_template_misses_is_an_error(summary, monkeypatch, tmp_path):
+    known = report.page(replace(summary, reports={}, scores={}, history=None, reward_model=None))
+    for name in known:
+        monkeypatch.setattr(report, "page", lambda _, name=name: {key: known[key] for key in known if key != name})
+        with pytest.raises(jinja2.UndefinedError, match=f"'{name}' is undefined"):
+            report.write_report(tmp_path / "report.html", summary)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_on_foreign_prompts_has_a_page_too(tmp_path):
     bare = ModelReport(length=Interval(20.0, -math.inf, math.inf, 1))
     models = dict.fromkeys(("base", "sft", "rlhf"), bare)
     conversations = [as_conversation("What is love?")]
-    examples = report.choose_examples({"rlhf": rollout(conversations, "a feeling")})
-    page = write(report.RunSummary(models, {}, {}, examples=examples), tmp_path)
+    examples = choose_examples({"rlhf": rollout(conversations, "a feeling")})
+    page = write(RunSummary(models, {}, {}, examples=examples), tmp_path)
     assert "true reward" not in page.text
     assert "img" not in page.tags
     assert "Refusing" not in page.text

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rlhf_lab.classroom.checks.compare import compare, exercise, expect_data, odd_tensors, same_tensors
+from rlhf_lab.classroom.checks.comparing import compare, exercise, expect_data, odd_tensors, same_tensors
 from rlhf_lab.maths.tensors import length_mask
 
 GAMMA = 0.9  # of the random rows

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rlhf_lab.classroom.checks.compare import compare, exercise, odd_tensors, same_tensors
+from rlhf_lab.classroom.checks.comparing import compare, exercise, odd_tensors, same_tensors
 from rlhf_lab.maths.tensors import length_mask
 
 RANDOM_CASES = 20

@@ -13,7 +13,7 @@ from random import Random
 import torch
 from torch import Tensor
 
-from rlhf_lab.classroom.checks.compare import compare, exercise, odd_tensors, same_tensors
+from rlhf_lab.classroom.checks.comparing import compare, exercise, odd_tensors, same_tensors
 from rlhf_lab.maths.mdp import TabularMDP, policy_evaluation, value_iteration
 
 RANDOM_CASES = 30

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from rlhf_lab.classroom.checks.compare import compare, exercise, expect_data, odd_tensors, same_tensors
+from rlhf_lab.classroom.checks.comparing import compare, exercise, expect_data, odd_tensors, same_tensors
 from rlhf_lab.maths.exact import TokenWorld
 from rlhf_lab.maths.tensors import length_mask
 

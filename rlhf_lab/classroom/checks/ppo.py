@@ -20,7 +20,7 @@ from rlhf_lab.classroom.checks.clipped_losses import (
     mean_over,
     random_tokens,
 )
-from rlhf_lab.classroom.checks.compare import exercise
+from rlhf_lab.classroom.checks.comparing import exercise
 from rlhf_lab.maths.mdp import TabularMDP, expected_return, occupancy, policy_evaluation
 
 __all__ = ["check_clipped_surrogate", "check_gauges", "check_performance_difference", "check_value_loss"]

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rlhf_lab.classroom.checks.compare import compare, exercise, fail, odd_tensors, same_tensors
+from rlhf_lab.classroom.checks.comparing import compare, exercise, fail, odd_tensors, same_tensors
 from rlhf_lab.maths.exact import TokenWorld
 from rlhf_lab.maths.intervals import Interval, mean_interval, proportion_interval
 from rlhf_lab.maths.tensors import length_mask

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from rlhf_lab.classroom.checks.compare import compare, exercise, expect_data, odd_tensors, same_tensors
+from rlhf_lab.classroom.checks.comparing import compare, exercise, expect_data, odd_tensors, same_tensors
 
 RANDOM_CASES = 30
 STATES, ACTIONS = 5, 3

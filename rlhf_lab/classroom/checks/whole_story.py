@@ -11,7 +11,7 @@ from functools import partial
 from itertools import combinations, pairwise, product
 from random import Random
 
-from rlhf_lab.classroom.checks.compare import compare, exercise
+from rlhf_lab.classroom.checks.comparing import compare, exercise
 
 RANDOM_CASES = 50
 Tiers = Sequence[Sequence[int]]

@@ -7,7 +7,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from rlhf_lab.classroom.checks.compare import compare, exercise, same_tensors
+from rlhf_lab.classroom.checks.comparing import compare, exercise, same_tensors
 from rlhf_lab.classroom.clinic.agent import (
     TutorialPPO,
     accumulate_of_agent,

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rlhf_lab.classroom.checks.compare import compare, exercise, odd_tensors, same_tensors
+from rlhf_lab.classroom.checks.comparing import compare, exercise, odd_tensors, same_tensors
 from rlhf_lab.maths.tensors import length_mask, masked_sum, masked_whiten
 from rlhf_lab.training.randomness import generator_for
 

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rlhf_lab.classroom.checks.compare import changed, compare, exercise
+from rlhf_lab.classroom.checks.comparing import changed, compare, exercise
 from rlhf_lab.classroom.clinic.cases import Case
 from rlhf_lab.classroom.clinic.oracles import (
     cosine,

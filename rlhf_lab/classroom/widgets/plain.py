@@ -6,6 +6,7 @@ Chapters 00 and 08.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import ipywidgets as widgets
 
@@ -33,7 +34,7 @@ class TextView(widgets.Textarea):
 
     text = ""
 
-    def __init__(self, **options) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.observe(lambda change: setattr(self, "value", self.text), "value")
 

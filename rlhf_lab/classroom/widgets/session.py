@@ -6,11 +6,11 @@ was. What is taken back is not erased: a later line withdraws it. Chapters 00 an
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf_lab.feedback.events import EventLog, NotSaved, Withdrawal, read_events
+from rlhf_lab.feedback.events import Event, EventLog, NotSaved, Withdrawal, read_events
 from rlhf_lab.feedback.lines import FeedbackError
 from rlhf_lab.records import (
     Conversation,
@@ -98,7 +98,7 @@ class RankingSession:
         self._history: list[Step] = []
         self.index = 0
         if self.log is not None:
-            self._resume()
+            self._resume(self.log.standing)
 
     @classmethod
     def from_recorded(
@@ -124,9 +124,9 @@ class RankingSession:
         items = dict.fromkeys((ranking.prompt, ranking.replies) for ranking in rankings)
         return cls(list(items), log, seed=seed, rater=rater, recorded=rankings)
 
-    def _resume(self) -> None:
+    def _resume(self, standing: Mapping[int, Event]) -> None:
         """Take over the judgements in the log; undo takes them back from the last on."""
-        for line, event in self.log.standing.items():
+        for line, event in standing.items():
             if not isinstance(event, Ranking):
                 continue
             entry = Entry(event, line)

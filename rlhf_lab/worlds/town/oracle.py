@@ -147,4 +147,7 @@ def score_replies(
     """`score` of each reply; None where the prompt is not the town's, because there the truth is not known."""
     ended = [True] * len(texts) if ended is None else ended
     read = [recognise(conversation) for conversation in conversations]
-    return [prompt and score(prompt, text, bool(done)) for prompt, text, done in zip(read, texts, ended, strict=True)]
+    return [
+        None if prompt is None else score(prompt, text, bool(done))
+        for prompt, text, done in zip(read, texts, ended, strict=True)
+    ]

@@ -121,7 +121,7 @@ class Prompt:
 
 def draw_prompt(random: Random, skill: str) -> Prompt:
     """A prompt of `skill`, drawn from all that can be asked, held out or not."""
-    return recognise(_draw(random, skill))
+    return town_prompt(_draw(random, skill))
 
 
 def _draw(random: Random, skill: str) -> Conversation:
@@ -186,6 +186,18 @@ def recognise(conversation: Conversation) -> Prompt | None:
         skill = "ask" if len(users) == 1 else "chat"
         return Prompt(conversation, skill, held_out, place, attribute, FACTS[place, attribute])
     return _recognise_single(conversation, users[0]) if len(users) == 1 else None
+
+
+def town_prompt(conversation: Conversation) -> Prompt:
+    """`recognise` for a conversation that must be the town's.
+
+    Raises:
+        ValueError: it is not, so nobody knows what a right reply is about.
+    """
+    prompt = recognise(conversation)
+    if prompt is None:
+        raise ValueError(f"conversation is {conversation!r:.80}; expected a prompt of the town, which recognise knows")
+    return prompt
 
 
 def _resolve_questions(users: list[str]) -> list[tuple[str, str]]:

@@ -138,8 +138,9 @@ def parse_reply(text: str) -> list[Parsed] | None:
     >>> parse_reply("The the library.") is None
     True
     """
-    sentences = [parse_sentence(part) for part in split_sentences(text)]
-    if None in sentences or " ".join(split_sentences(text)) != text:
+    parts = split_sentences(text)
+    sentences = [sentence for part in parts if (sentence := parse_sentence(part))]
+    if len(sentences) < len(parts) or " ".join(parts) != text:
         return None
     shape = "".join(CODES[sentence.kind] for sentence in sentences)
     return sentences if REPLY_SHAPE.fullmatch(shape) else None

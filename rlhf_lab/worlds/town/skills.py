@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from random import Random
+from typing import Any
 
 from rlhf_lab.worlds.town.facts import (
     ANIMALS,
@@ -75,7 +76,8 @@ def _mistaken(prompt: Prompt, random: Random) -> Prompt:
         ))  # fmt: skip
     else:
         field, options = random.choice((("value", VALUES[prompt.attribute]),) * 3 + (("place", tuple(PLACES)),))
-    return replace(prompt, **{field: random.choice([o for o in options if o != getattr(prompt, field)])})
+    wrong: dict[str, Any] = {field: random.choice([o for o in options if o != getattr(prompt, field)])}
+    return replace(prompt, **wrong)
 
 
 def _write_answer(prompt: Prompt, random: Random) -> str:

@@ -5,7 +5,7 @@ import traceback
 import pytest
 import torch
 
-from rlhf_lab.classroom.checks.compare import compare, exercise, same_tensors
+from rlhf_lab.classroom.checks.comparing import compare, exercise, same_tensors
 
 
 @exercise

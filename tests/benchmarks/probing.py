@@ -1,0 +1,55 @@
+"""What the tests of stored rows share: the arms behind every file, and a function in another place or with an edit."""
+
+import importlib.util
+import inspect
+import sys
+
+import control
+import dialogue
+import dqn
+import gae
+import ppo_ablation
+import pytest
+import study
+from rows import stale
+
+STUDIES = {
+    control.PATH: [control.arm(task) for task in control.TASKS],
+    dialogue.RESULTS: [dialogue.arm(rung) for rung in dialogue.RUNGS],
+    dqn.RESULTS: [dqn.arm(variant) for variant in dqn.VARIANTS],
+    gae.RESULTS: [gae.ARM],
+    ppo_ablation.RESULTS: ppo_ablation.arms(list(ppo_ablation.PARTS)),
+    study.SEEDS: [study.ARM],
+    study.TONE: [study.tone_arm(taste) for taste in study.TASTES],
+}
+OF_THE_STUDY = (study.SEEDS, study.TONE)  # in a file of their own, so that two processes share the probes
+
+
+def arms(paths):
+    """Parameters (path, arm) of a test, for every arm of the files."""
+    pairs = [(path, arm) for path in paths for arm in STUDIES[path]]
+    return [pytest.param(path, arm, id=" ".join([path.stem, *arm.names.values()])) for path, arm in pairs]
+
+
+def elsewhere(function, edit=lambda source: source):
+    """The function from a copy of its module under another name and in another place, edited on the way."""
+    source = inspect.getsource(sys.modules[function.__module__])
+    edited = edit(source)
+    spec = importlib.util.spec_from_loader("moved_" + function.__name__, loader=None)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    exec(compile("# moved\n\n" + edited, spec.name, "exec"), module.__dict__)
+    return getattr(module, function.__name__), edited != source
+
+
+def check_that_a_changed_sign_is_noticed(monkeypatch, path, arm, caller, name, right, wrong):
+    """That rows stay fresh when the function which `caller` calls moves, and are stale when it gets another sign."""
+    function = getattr(caller, name)
+    moved, changed = elsewhere(function)
+    assert not changed
+    monkeypatch.setattr(caller, name, moved)
+    assert stale(path, arm) == []
+    flipped, changed = elsewhere(function, lambda source: source.replace(right, wrong))
+    assert changed
+    monkeypatch.setattr(caller, name, flipped)
+    assert len(stale(path, arm)) == len(arm.seeds)

@@ -1,0 +1,44 @@
+"""What git carries stays small: a reader downloads all of it before the first chapter opens."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LARGEST_FILE, ALL_FILES = 10_000_000, 45_000_000  # bytes
+
+
+def tracked_files():
+    """{path: bytes} of what git tracks and is there."""
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("this is no git checkout")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    paths = [ROOT / name for name in listed.split("\0") if name]
+    return {path.relative_to(ROOT).as_posix(): path.stat().st_size for path in paths if path.is_file()}
+
+
+def too_large(sizes):
+    found = [f"{name} has {size:,} bytes" for name, size in sizes.items() if size > LARGEST_FILE]
+    total = sum(sizes.values())
+    return found + ([f"all tracked files together have {total:,} bytes"] if total > ALL_FILES else [])
+
+
+def test_tracked_files_are_small():
+    sizes = tracked_files()
+    assert "run.py" in sizes
+    assert too_large(sizes) == []
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ({"a": LARGEST_FILE, "b": LARGEST_FILE}, []),
+        ({"a": LARGEST_FILE + 1, "b": 5}, ["a has 10,000,001 bytes"]),
+        ({str(i): LARGEST_FILE - 1 for i in range(5)}, ["all tracked files together have 49,999,995 bytes"]),
+    ],
+    ids=["both bounds kept", "one file", "together"],
+)
+def test_a_large_file_is_found(sizes, expected):
+    assert too_large(sizes) == expected
