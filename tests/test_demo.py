@@ -27,7 +27,8 @@ from rlhf_lab.models.language_model import load_language_model
 from rlhf_lab.models.reward_model import load_reward_model
 from rlhf_lab.recipes import rlhf, sft
 from rlhf_lab.recipes.pretrain import SIZES
-from rlhf_lab.training import files as checkpoints
+from rlhf_lab.training.files import load_checkpoint
+from rlhf_lab.training.optimisers import clipped_step
 from rlhf_lab.worlds import town
 
 SMALL = ["--labels", "20", "--iterations", "2", "--prompts", "8", "--sft-steps", "2", "--evaluation-prompts", "12"]
@@ -138,15 +139,16 @@ def test_nothing_is_overwritten_and_the_table_is_printed(finished, tmp_path, mon
 def test_an_interrupt_keeps_what_was_done_and_resume_is_bit_identical(
     recipe, stage, finished, tmp_path, monkeypatch, capsys
 ):
-    def interrupted_at_once():
-        context = checkpoints.graceful_interrupt()
-        state = context.__enter__()
-        context.__exit__(None, None, None)
-        state.requested = True
-        return _Entered(state)
+    steps = []
+
+    def interrupted(*given):
+        steps.append(1)
+        if len(steps) == 1:  # Ctrl-C in the first of them
+            signal.raise_signal(signal.SIGINT)
+        return clipped_step(*given)
 
     with monkeypatch.context() as patched:
-        patched.setattr(recipe, "graceful_interrupt", interrupted_at_once)
+        patched.setattr(recipe, "clipped_step", interrupted)
         assert run("--out", tmp_path / "out") == 130
     assert "--resume" in capsys.readouterr().err
     assert (tmp_path / "out" / f"{stage}.checkpoint").exists()
@@ -154,17 +156,6 @@ def test_an_interrupt_keeps_what_was_done_and_resume_is_bit_identical(
     assert run("--out", tmp_path / "out", "--resume") == 0
     assert equal(weights(tmp_path / "out"), weights(finished))
     assert metrics(tmp_path / "out") == metrics(finished)
-
-
-class _Entered:
-    def __init__(self, state):
-        self.state = state
-
-    def __enter__(self):
-        return self.state
-
-    def __exit__(self, *error):
-        return False
 
 
 @pytest.mark.slow
@@ -181,7 +172,7 @@ def test_a_real_ctrl_c_stops_between_two_steps(tmp_path):
     assert child.returncode == 130
     assert "stopped in the stage sft" in errors
     assert "Traceback" not in errors
-    assert checkpoints.load_checkpoint(tmp_path / "out" / "sft.checkpoint")["step"] >= 1
+    assert load_checkpoint(tmp_path / "out" / "sft.checkpoint")["step"] >= 1
 
 
 def test_resume_refuses_other_options_and_an_empty_folder(finished, tmp_path, capsys):
@@ -337,7 +328,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch, capsys):
     def full(source, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints.os, "replace", full)
+    monkeypatch.setattr("os.replace", full)
     assert run("--out", tmp_path / "out") == 1
     assert "No space left" in capsys.readouterr().err
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]

@@ -22,7 +22,7 @@ def test_the_python_of_the_readme_runs_small():
         "reward_model)\n", "reward_model, RLHFConfig(iterations=1, prompts_per_iteration=8, minibatch_rows=8))\n"
     )
     names = {}
-    exec("from rlhf_lab.recipes import RLHFConfig, SFTConfig\n" + code, names)
+    exec("from rlhf_lab import RLHFConfig, SFTConfig\n" + code, names)
     assert names["result"].history.last("length") > 0
     assert names["result"].model is not names["sft"]
     assert -3 < names["true_reward"](names["sft"]).mean < 3
@@ -31,10 +31,20 @@ def test_the_python_of_the_readme_runs_small():
 def test_every_file_of_the_readme_exists():
     for target in re.findall(r"\]\(([\w/.]+)\)", README):
         assert (ROOT / target).exists(), target
-    tree = README.split("## The house")[1].split("```")[1]
-    for line in tree.strip().splitlines():
-        name = line.split()[0]
-        assert (ROOT / name).exists() or (ROOT / "rlhf_lab" / name).exists(), name
+
+
+def test_the_tree_of_the_readme_is_the_tree():
+    """Top folders, those of the library, and below each of these its files; every folder of the library is there."""
+    tree, package, folder, named = README.split("## The house")[1].split("```")[1], ROOT / "rlhf_lab", None, set()
+    for line in filter(str.strip, tree.splitlines()):
+        depth, names = len(line) - len(line.lstrip()), line.strip().split("   ")[0].replace(",", "").split()
+        if depth == 2:
+            folder = package / names[0]
+            named |= {name.strip("/") for name in names}
+        for name in names[: None if depth == 4 or names[-1].endswith(".py") else 1]:
+            place = {0: ROOT, 2: package, 4: folder}[depth] / name
+            assert place.exists() or place.with_suffix(".py").exists(), line
+    assert {path.name for path in package.iterdir() if (path / "__init__.py").exists()} <= named
 
 
 def test_the_readme_names_every_chapter_that_the_chapters_cite():

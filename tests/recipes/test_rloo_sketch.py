@@ -1,7 +1,7 @@
 """A new on-policy method is its config, its loop and its result, a hundred lines: RLOO, on what recipes stand on.
 
-Reinforce with leave-one-out baselines (Kool et al. 2019; Ahmadian et al. 2024): several replies to a prompt, each judged
-against the mean of the others. A whole reply is one action, so there is no critic and no reward for single tokens.
+Reinforce with leave-one-out baselines (Kool et al. 2019; Ahmadian et al. 2024): several replies to a prompt, each
+judged against the mean of the others. A whole reply is one action, so there is no critic and no reward for tokens.
 """
 
 import inspect
