@@ -3,7 +3,7 @@
 
     python run.py lab          open JupyterLab on the notebooks
     python run.py demo         base model -> SFT -> reward model -> RLHF, about four minutes, with a report
-    python run.py test         lint, unit tests, doctests, every notebook and the browser tests
+    python run.py test         lint, types, unit tests, doctests, notebooks and browser tests, on all cores
     python run.py notebooks    compare every notebook with its stored outputs; --write stores new ones
     python run.py bench NAME   run benchmarks/NAME.py
     python run.py release      write the notebooks without solutions and outputs to student/
@@ -265,6 +265,23 @@ TEST_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
 }
 UNIT, NOTEBOOKS = "unit tests and doctests", "notebooks"
+CHECKS = {"lint": ("ruff", "check", "."), "types": ("mypy",)}
+# One process of pytest a core, a file at a time: the cells of a notebook share a kernel.
+BY_FILE = ("--dist=loadfile", "--no-loadscope-reorder", "-ptests.slowest_first")
+MOST_WORKERS = 8  # each holds PyTorch, 0.8 GB; and more would wait for the longest file
+ONE_PROCESS = ("-n", "--numprocesses", "--dist", "--pdb", "--trace", "-s", "--capture=no")  # the user's own wish
+
+
+def workers():
+    """The cores that this process may use, at most eight."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST_WORKERS)
+
+
+def in_parallel(arguments):
+    """The options that share the files between the cores; none on one core, and none against what the user wants."""
+    refused = any(text.startswith(ONE_PROCESS) or text.endswith("no:xdist") for text in arguments)
+    return [] if refused or workers() == 1 else [f"-n{workers()}", *BY_FILE]
 
 
 def pytest_stages(arguments):
@@ -311,6 +328,7 @@ def run_pytest(stages):
     """Run the stages; returns their exit codes and the counts over all of them."""
     statuses, counts = {}, Counter()
     for stage, arguments in stages.items():
+        arguments = [*in_parallel(arguments), *arguments]
         say(f"\n---- {stage}: pytest {' '.join(arguments)}")
         # Figures of the unit tests need no window; a notebook's kernel has a backend of its own.
         backend = {"MPLBACKEND": "agg"} if stage == UNIT else {}
@@ -333,17 +351,19 @@ def overall(statuses):
 
 
 def command_test(arguments):
-    start = time.monotonic()
-    say("---- lint: ruff check .")
-    lint = call(["-m", "ruff", "check", "."])
+    start, checks = time.monotonic(), {}
+    for name, command in CHECKS.items():
+        say(f"---- {name}: {' '.join(command)}")
+        checks[name] = call(["-m", *command])
     statuses, counts = run_pytest(pytest_stages(arguments))
     say("")
-    for stage, status in [("lint", lint), *statuses.items()]:
+    for stage, status in [*checks.items(), *statuses.items()]:
         word = {0: "ok", 5: "nothing selected"}.get(status, f"FAILED (exit code {status})")
         say(f"{stage:26} {word}")
-    # lint counts as a test only when it fails, so that the line never says all is well when it is not
-    say(closing_line(counts + Counter(failed=int(lint != 0)), time.monotonic() - start))
-    return overall(list(statuses.values())) or lint
+    # a check counts as a test only when it fails, so that the line never says all is well when it is not
+    failed = Counter(failed=sum(status != 0 for status in checks.values()))
+    say(closing_line(counts + failed, time.monotonic() - start))
+    return overall(list(statuses.values())) or max(checks.values())
 
 
 def command_notebooks(arguments):

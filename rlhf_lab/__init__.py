@@ -34,9 +34,7 @@ _MODULES = {
 _NAMES = {
     "records": "Comment Comparison Conversation Demonstration Edit Message Ranking Rating as_conversation",
     "maths.tensors": "length_mask masked_mean masked_sum masked_var masked_whiten",
-    "maths.returns": (
-        "discounted_returns gae group_advantages lambda_returns leave_one_out_advantages td_errors"
-    ),
+    "maths.returns": "discounted_returns gae group_advantages lambda_returns leave_one_out_advantages td_errors",
     "maths.kl": "categorical_kl kl_k1 kl_k2 kl_k3",
     "maths.objectives": (
         "clip_fraction clipped_surrogate_objective clipped_value_loss dpo_loss entropy explained_variance "
@@ -59,7 +57,7 @@ _NAMES = {
     "models.scoring": "ValueHead forward response_log_probs token_log_probs",
     "models.reward_model": "RewardModel load_reward_model",
     "models.policies": "CategoricalPolicy GaussianPolicy TabularPolicy TabularValue Value greedy perceptron sampling",
-    "feedback.formats": "read_preferences write_csv write_preferences write_unpaired",
+    "feedback.formats": "as_demonstrations as_preferences read_preferences write_csv write_preferences write_unpaired",
     "feedback.events": "EventLog read_events write_events",
     "worlds.town.questions": "distinct_prompts",
     "worlds.envs": "DialogueEnv TabularEnv TokenEnv token_world_mdp",

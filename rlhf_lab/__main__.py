@@ -6,6 +6,10 @@ import os
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # a command loads what it needs and no more
+    from rlhf_lab.evaluation.reward_models import RewardModelReport
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = 120_000  # of the web, for pretraining
@@ -96,8 +100,18 @@ def _demo(options: argparse.Namespace) -> None:
     if options.feedback and not Path(options.feedback).is_file():
         raise ValueError(f"there is no file {options.feedback}; --feedback takes preferences in JSON Lines")
     source = options.model or options.size or "tiny"
-    larger = {"small": 1e-4, "medium": 3e-5}.get(source)  # smaller steps for larger models
-    scale = {"learning_rate": larger} if larger else {}
+    sft = SFTConfig(seed=options.seed, steps=options.sft_steps)
+    reward = RewardConfig(seed=options.seed)
+    rlhf = RLHFConfig(
+        seed=options.seed,
+        iterations=options.iterations,
+        prompts_per_iteration=options.prompts,
+        minibatch_rows=min(RLHFConfig.minibatch_rows, options.prompts),
+    )
+    rate = {"small": 1e-4, "medium": 3e-5}.get(source)
+    if rate is not None:  # smaller steps for larger models
+        sft, reward = replace(sft, learning_rate=rate), replace(reward, learning_rate=rate)
+        rlhf = replace(rlhf, learning_rate=rate / 3, value_learning_rate=rate)
     config = demo.DemoConfig(
         model=source,
         feedback=options.feedback,
@@ -105,14 +119,10 @@ def _demo(options: argparse.Namespace) -> None:
         evaluation_prompts=options.evaluation_prompts,
         texts=options.texts,
         seed=options.seed,
-        sft=SFTConfig(seed=options.seed, steps=options.sft_steps, **scale),
-        reward=RewardConfig(seed=options.seed, **scale),
-        rlhf=RLHFConfig(
-            seed=options.seed, iterations=options.iterations, prompts_per_iteration=options.prompts,
-            minibatch_rows=min(RLHFConfig.minibatch_rows, options.prompts),
-            **({"learning_rate": larger / 3, "value_learning_rate": larger} if larger else {}),
-        ),
-    )  # fmt: skip
+        sft=sft,
+        reward=reward,
+        rlhf=rlhf,
+    )
     device = _device(options)
     out = demo.open_output(options.out, config, options.resume)
     summary = demo.run_demo(config, out, **device)
@@ -132,7 +142,7 @@ def _demo(options: argparse.Namespace) -> None:
     )
 
 
-def _reward_line(quality) -> str:
+def _reward_line(quality: "RewardModelReport") -> str:
     line = f"reward model: agrees with {quality.accuracy.mean:.1%} of {len(quality.agreed):,} held-out labels"
     if quality.ceiling is None:
         return line
@@ -149,8 +159,8 @@ def _pretrain(options: argparse.Namespace) -> None:
     from rlhf_lab.recipes.pretrain import PretrainConfig, train_base_model
     from rlhf_lab.worlds import town
 
-    larger = {"tiny": {}, "small": {"learning_rate": 1e-3}, "medium": {"learning_rate": 6e-4}}[options.size]
-    config = PretrainConfig(size=options.size, seed=options.seed, **larger)
+    rate = {"tiny": PretrainConfig.learning_rate, "small": 1e-3, "medium": 6e-4}[options.size]
+    config = PretrainConfig(size=options.size, seed=options.seed, learning_rate=rate)
     config = replace(config, steps=options.steps or config.steps)
     out = Path(options.out or ("runs/model" if options.size == "tiny" else f"runs/model-{options.size}"))
     checkpoint = out.with_name(out.name + ".checkpoint")

@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from rlhf_lab.classroom.metrics import write_metrics
 from rlhf_lab.classroom.report import write_report
 from rlhf_lab.classroom.summary import RunSummary, choose_examples
-from rlhf_lab.evaluation.policies import evaluate_model, true_rewards
-from rlhf_lab.evaluation.reward_models import reward_model_report
+from rlhf_lab.evaluation.policies import ModelReport, evaluate_model, true_rewards
+from rlhf_lab.evaluation.reward_models import RewardModelReport, reward_model_report
 from rlhf_lab.experience.collect import rank_replies
 from rlhf_lab.experience.rollouts import sample_responses
 from rlhf_lab.feedback.events import read_events, write_events
@@ -25,19 +26,21 @@ from rlhf_lab.feedback.formats import read_preferences
 from rlhf_lab.maths.intervals import paired_difference
 from rlhf_lab.models.language_model import LanguageModel, load_language_model
 from rlhf_lab.models.reward_model import RewardModel, load_reward_model
-from rlhf_lab.models.tokens import encode_prompts
+from rlhf_lab.models.tokens import Rollout, encode_prompts
 from rlhf_lab.recipes.reward import RewardConfig, train_reward_model
 from rlhf_lab.recipes.rlhf import RLHFConfig, train_rlhf
 from rlhf_lab.recipes.sft import SFTConfig, train_sft
 from rlhf_lab.records import Comparison, Conversation, Demonstration
 from rlhf_lab.training.configs import require
 from rlhf_lab.training.files import write_text_atomic
-from rlhf_lab.training.history import History
+from rlhf_lab.training.history import History, Result
 from rlhf_lab.training.randomness import generator_for
 from rlhf_lab.worlds import town
 
 HELD_OUT_SHARE = 0.1  # of the prompts in a feedback file: they test the reward model and the three models
 TRACKED_PROMPTS = 96  # held-out prompts that are looked at while PPO runs
+
+Trained = TypeVar("Trained", LanguageModel, RewardModel)
 
 
 class Interrupted(RuntimeError):
@@ -116,6 +119,8 @@ def town_task(config: DemoConfig) -> Task:
 def file_task(config: DemoConfig) -> Task:
     """The user's preferences, split by prompt. SFT imitates the town's demonstrators where every prompt is the town's,
     and the chosen replies otherwise."""
+    if config.feedback is None:
+        raise ValueError("feedback is None; expected a file of preferences in JSON Lines")
     preferences = read_preferences(config.feedback)
     prompts = list(dict.fromkeys(comparison.prompt for comparison in preferences))
     require(
@@ -155,7 +160,12 @@ class Workshop:
         self.seconds[name] = time.perf_counter() - start
         print(f"  {self.seconds[name]:.0f} s", flush=True)
 
-    def trained(self, name: str, load: Callable, train: Callable[[Path], object]) -> tuple[object, History]:
+    def trained(
+        self,
+        name: str,
+        load: Callable[[Path, str, torch.dtype], Trained],
+        train: Callable[[Path], Result[Trained]],
+    ) -> tuple[Trained, History]:
         """The model `name` and its history: loaded if it is there, else trained with a checkpoint and saved."""
         folder, rows, checkpoint = self.out / name, self.out / f"{name}_history.json", self.out / f"{name}.checkpoint"
         if not (folder / "config.json").is_file():
@@ -183,7 +193,8 @@ def collect_feedback(sft: LanguageModel, task: Task, config: DemoConfig, out: Pa
             write_events(
                 out / name, rank_replies(sft, prompts[:count], config.replies, generator, **config.rlhf.sampling)
             )
-    return tuple(read_events(out / name) for name in files)
+    training, test = (read_events(out / name) for name in files)
+    return training, test
 
 
 def run_demo(
@@ -261,10 +272,9 @@ def _tracker(prompts: Sequence[Conversation], rm: RewardModel, config: DemoConfi
 
 def evaluate_models(
     models: dict[str, LanguageModel], task: Task, rm: RewardModel, config: DemoConfig
-) -> tuple[dict, dict]:
+) -> tuple[dict[str, ModelReport], dict[str, Rollout]]:
     """(reports, rollouts) of all models on the same prompts with the same random numbers."""
-    texts = {f"{kind}_texts": town.documents(config.texts, seed=config.seed + 77_000, author=author)
-             for kind, author in (("good", town.GOOD), ("bad", town.BAD))}  # fmt: skip
+    good, bad = (town.documents(config.texts, config.seed + 77_000, author) for author in (town.GOOD, town.BAD))
     pairs = {
         name: evaluate_model(
             lm,
@@ -272,15 +282,24 @@ def evaluate_models(
             generator=generator_for(config.seed, "evaluation"),
             reference=models["sft"],
             reward_model=rm,
+            good_texts=good,
+            bad_texts=bad,
             **config.rlhf.sampling,
-            **texts,
         )
         for name, lm in models.items()
     }
     return {name: pair[0] for name, pair in pairs.items()}, {name: pair[1] for name, pair in pairs.items()}
 
 
-def summarise(config, reports, rollouts, rm, quality, history, seconds) -> RunSummary:
+def summarise(
+    config: DemoConfig,
+    reports: dict[str, ModelReport],
+    rollouts: dict[str, Rollout],
+    rm: RewardModel,
+    quality: RewardModelReport | None,
+    history: History,
+    seconds: dict[str, float],
+) -> RunSummary:
     """Everything that the table, metrics.json and report.html show."""
     rewards = {name: true_rewards(rollout) for name, rollout in rollouts.items()}
     steps = {"SFT - base": ("sft", "base"), "RLHF - SFT": ("rlhf", "sft")}

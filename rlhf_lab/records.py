@@ -76,9 +76,9 @@ def _check_text(name: str, value: str) -> None:
         raise ValueError(f"{name} holds half of a surrogate pair, {value!r:.60}; expected valid text") from None
 
 
-def _check_prompt(prompt: Conversation) -> None:
-    if not isinstance(prompt, tuple) or prompt != as_conversation(prompt):
-        raise ValueError(f"prompt is {prompt!r:.80}; expected a Conversation: use as_conversation")
+def _take_prompt(record: object, prompt: PromptLike) -> None:
+    """A text is accepted wherever a conversation is; the record holds the conversation."""
+    object.__setattr__(record, "prompt", as_conversation(prompt))
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Demonstration:
     response: str
 
     def __post_init__(self) -> None:
-        _check_prompt(self.prompt)
+        _take_prompt(self, self.prompt)
         _check_text("response", self.response)
 
 
@@ -104,7 +104,7 @@ class Comparison:
     simulated: bool = False
 
     def __post_init__(self) -> None:
-        _check_prompt(self.prompt)
+        _take_prompt(self, self.prompt)
         _check_text("chosen", self.chosen)
         _check_text("rejected", self.rejected)
         if self.chosen == self.rejected:
@@ -142,7 +142,7 @@ class Ranking:
     simulated: bool = False
 
     def __post_init__(self) -> None:
-        _check_prompt(self.prompt)
+        _take_prompt(self, self.prompt)
         for name in ("replies", "tiers", "shown"):
             if not isinstance(getattr(self, name), tuple):
                 raise ValueError(f"{name} is {type(getattr(self, name)).__name__}; expected a tuple")
@@ -189,7 +189,7 @@ class Rating:
     simulated: bool = False
 
     def __post_init__(self) -> None:
-        _check_prompt(self.prompt)
+        _take_prompt(self, self.prompt)
         _check_text("reply", self.reply)
         if not (self.low < self.high and math.isfinite(self.high - self.low)):
             raise ValueError(f"the scale goes from {self.low} to {self.high}; expected low < high, both finite")
@@ -208,7 +208,7 @@ class Edit:
     simulated: bool = False
 
     def __post_init__(self) -> None:
-        _check_prompt(self.prompt)
+        _take_prompt(self, self.prompt)
         _check_text("reply", self.reply)
         _check_text("edited", self.edited)
 
@@ -224,6 +224,6 @@ class Comment:
     simulated: bool = False
 
     def __post_init__(self) -> None:
-        _check_prompt(self.prompt)
+        _take_prompt(self, self.prompt)
         _check_text("reply", self.reply)
         _check_text("text", self.text)

@@ -56,7 +56,7 @@ def test_what_is_no_conversation(prompt, message):
         ({"replies": ("a",), "tiers": ((0,),), "shown": (0,)}, "at least 2"),
         ({"replies": ["a", "b", "c"]}, "replies is list"),
         ({"replies": ("a", "b", 3)}, "reply is int"),
-        ({"prompt": "Hi"}, "as_conversation"),
+        ({"prompt": ()}, "non-empty list of messages"),
     ],
 )
 def test_what_is_no_ranking(changes, message):
@@ -107,3 +107,10 @@ def test_records_are_frozen_values(record):
     with pytest.raises(dataclasses.FrozenInstanceError):
         record.prompt = HI
     assert not getattr(record, "simulated", False)
+
+
+def test_a_text_is_accepted_wherever_a_conversation_is():
+    for record in (Demonstration("Hi", "a"), Comparison("Hi", "a", "b"), Edit("Hi", "a", "b"), Comment("Hi", "a", "b")):
+        assert record.prompt == HI
+    assert Rating([{"role": "user", "content": "Hi"}], "a", 1.0) == Rating(HI, "a", 1.0)
+    assert ranking(prompt="Hi") == ranking(prompt=HI)

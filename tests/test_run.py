@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from packaging.requirements import Requirement
@@ -20,13 +21,17 @@ SOURCE = (ROOT / "run.py").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
-@pytest.fixture
-def run():
-    """A fresh copy of the module, so that a test may replace its functions."""
-    spec = importlib.util.spec_from_file_location("run_under_test", ROOT / "run.py")
+def module_from(path):
+    """A fresh copy of a module, so that a test may replace its functions."""
+    spec = importlib.util.spec_from_file_location(f"{path.stem}_under_test", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def run():
+    return module_from(ROOT / "run.py")
 
 
 # ---- which Python ------------------------------------------------------------------------------------------
@@ -329,17 +334,19 @@ def test_overall_exit_code(run, statuses, code):
 
 
 @pytest.mark.parametrize(
-    ("lint", "status", "code", "closing"),
+    ("failing", "status", "code", "closing"),
     [
-        (0, 0, 0, " 7 passed, 2 skipped in "),
-        (1, 0, 1, " 1 failed, 7 passed, 2 skipped in "),
-        (0, 1, 1, " 1 failed, 6 passed, 2 skipped in "),
+        ("", 0, 0, " 7 passed, 2 skipped in "),
+        ("ruff", 0, 1, " 1 failed, 7 passed, 2 skipped in "),
+        ("mypy", 0, 1, " 1 failed, 7 passed, 2 skipped in "),
+        ("ruff mypy", 0, 1, " 2 failed, 7 passed, 2 skipped in "),
+        ("", 1, 1, " 1 failed, 6 passed, 2 skipped in "),
     ],
 )
-def test_the_closing_line_counts_everything(run, monkeypatch, capsys, lint, status, code, closing):
+def test_the_closing_line_counts_everything(run, monkeypatch, capsys, failing, status, code, closing):
     def call(arguments, **variables):
-        if "ruff" in arguments:
-            return lint
+        if arguments[1] in ("ruff", "mypy"):
+            return int(arguments[1] in failing)
         report = next(a.partition("=")[2] for a in arguments if a.startswith("--junit-xml="))
         suite = f'<testsuite errors="0" failures="{status}" skipped="2" tests="9"/>'
         Path(report).write_text(f"<testsuites>{suite}</testsuites>", encoding="utf-8")
@@ -348,7 +355,46 @@ def test_the_closing_line_counts_everything(run, monkeypatch, capsys, lint, stat
 
     monkeypatch.setattr(run, "call", call)
     assert run.command_test(["tests"]) == code
-    assert closing in capsys.readouterr().out.splitlines()[-1]
+    lines = capsys.readouterr().out.splitlines()
+    assert closing in lines[-1]
+    assert f"{'types':26} {'FAILED (exit code 1)' if 'mypy' in failing else 'ok'}" in lines
+
+
+# ---- several processes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["-n4"], ["-n", "0"], ["--numprocesses=2"], ["--pdb"], ["-p", "no:xdist"], ["-pno:xdist"], ["-s"]],
+    ids=" ".join,
+)
+def test_what_the_user_says_of_processes_holds(run, monkeypatch, arguments):
+    monkeypatch.setattr(run, "workers", lambda: 2)
+    assert run.in_parallel([*arguments, "tests"]) == []
+
+
+def test_the_files_are_shared_between_the_cores(run, monkeypatch):
+    calls = []
+    monkeypatch.setattr(run, "call", lambda arguments, **variables: calls.append(arguments) or 0)
+    for cores in (1, 3, 64):
+        monkeypatch.setattr(run.os, "sched_getaffinity", lambda process, cores=cores: range(cores), raising=False)
+        run.run_pytest({run.UNIT: ["-k", "gae"]})
+    options = [[text for text in arguments if text.startswith(("-n", "--dist"))] for arguments in calls]
+    assert options == [[], ["-n3", "--dist=loadfile"], ["-n8", "--dist=loadfile"]]
+
+
+def test_the_slowest_files_come_first():
+    names = ["tests/test_a.py::a", "notebooks/b.ipynb::Cell 0", "tests/test_slow.py::a", "tests/test_slow.py::b"]
+    items = [SimpleNamespace(nodeid=name) for name in names]
+    plugin = module_from(ROOT / "tests" / "slowest_first.py")
+    plugin.SLOWEST_FIRST = ("tests/test_slow.py", "notebooks/b.ipynb")
+    plugin.pytest_collection_modifyitems(items)
+    assert [item.nodeid for item in items] == [*names[2:], names[1], names[0]]
+
+
+def test_the_slowest_files_are_there():
+    names = module_from(ROOT / "tests" / "slowest_first.py").SLOWEST_FIRST
+    assert [name for name in names if not (ROOT / name).exists()] == []
 
 
 def test_an_interrupt_ends_the_whole_run(run, monkeypatch):
@@ -362,9 +408,7 @@ def test_an_interrupt_ends_the_whole_run(run, monkeypatch):
 
 @pytest.mark.parametrize(("ci", "outcome"), [("true", pytest.fail.Exception), ("", pytest.skip.Exception)])
 def test_a_missing_browser_fails_only_under_ci(monkeypatch, ci, outcome):
-    spec = importlib.util.spec_from_file_location("conftest_under_test", ROOT / "tests" / "conftest.py")
-    conftest = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(conftest)
+    conftest = module_from(ROOT / "tests" / "conftest.py")
     monkeypatch.setenv("CI", ci)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(outcome, match="no chromium"):

@@ -8,7 +8,8 @@ from rlhf_lab.experience.rollouts import sample_responses
 from rlhf_lab.models.language_model import LanguageModel
 from rlhf_lab.records import Conversation, Ranking
 from rlhf_lab.training.randomness import generator_for
-from rlhf_lab.worlds.town.oracle import score_replies
+from rlhf_lab.worlds.town.oracle import score
+from rlhf_lab.worlds.town.questions import town_prompt
 from rlhf_lab.worlds.town.raters import CAREFUL, Rater
 
 
@@ -35,16 +36,19 @@ def rank_replies(
     Returns:
         A Ranking of each prompt with at least two different replies, in the order of the prompts.
 
+    Raises:
+        ValueError: a prompt that is not the town's, so that nobody knows what a reply to it is worth.
+
     Chapters 00, 08, 10.
     """
     generator = generator or generator_for(0, "rankings")
-    rows = [prompt for prompt in prompts for _ in range(replies)]
-    law = {"temperature": temperature, "max_new_tokens": max_new_tokens}
-    rollout = sample_responses(lm, rows, generator=generator, **law)
+    asked = [town_prompt(conversation) for conversation in prompts]
+    rows = [prompt.conversation for prompt in asked for _ in range(replies)]
+    rollout = sample_responses(lm, rows, temperature=temperature, max_new_tokens=max_new_tokens, generator=generator)
     rankings = []
-    for i, prompt in enumerate(prompts):
+    for i, prompt in enumerate(asked):
         texts = list(dict.fromkeys(rollout.texts[i * replies : (i + 1) * replies]))
         if len(texts) > 1:
-            verdicts = score_replies([prompt] * len(texts), texts)
-            rankings.append(rater.rank(prompt, texts, verdicts, generator))
+            verdicts = [score(prompt, text) for text in texts]
+            rankings.append(rater.rank(prompt.conversation, texts, verdicts, generator))
     return rankings

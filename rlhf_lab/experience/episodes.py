@@ -6,6 +6,7 @@ value can be bootstrapped from the *true* last state and never from the first on
 Left out: environments in processes of their own, frame stacks, normalisation (gymnasium has wrappers for that).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -49,7 +50,7 @@ class Episodes:
         """Mean of `returns`; None where no episode was over."""
         return sum(self.returns) / len(self.returns) if self.returns else None
 
-    def values(self, value: nn.Module) -> Tensor:
+    def values(self, value: Callable[[Tensor], Tensor]) -> Tensor:
         """[B, T + 1] values of every real observation, the last one of a row too; 0 at padding. Differentiable."""
         rows, steps = self.mask.shape
         seen = length_mask(self.mask.sum(1) + 1, steps + 1)
@@ -113,10 +114,10 @@ def collect_episodes(envs: Sequence[gymnasium.Env], act: Act, gamma: float, max_
     _check_amount(len(envs), "max_steps", max_steps, gamma)
     rows = [_first_row(env) for env in envs]
     for _ in range(max_steps):
-        alive = [(env, row) for env, row in zip(envs, rows, strict=True) if not row.over]
+        alive = [i for i, row in enumerate(rows) if not row.over]
         if not alive:
             break
-        _step(*zip(*alive, strict=True), act)
+        _step([envs[i] for i in alive], [rows[i] for i in alive], act)
     return _stack(rows, gamma, envs[0])
 
 
@@ -178,12 +179,14 @@ def _step(envs: Sequence[gymnasium.Env], rows: Sequence[_Row], act: Act) -> None
         row.over = row.terminated or bool(truncated)
 
 
-def _played(action: np.ndarray, env: gymnasium.Env):
+def _played(action: np.ndarray, env: gymnasium.Env) -> int | np.ndarray:
     """What the environment is given: an integer, or a vector within its bounds."""
     space = env.action_space
     if isinstance(space, Discrete):
         return int(action + space.start)
-    return np.clip(action.reshape(space.shape), space.low, space.high)
+    if isinstance(space, Box):
+        return np.clip(action.reshape(space.shape), space.low, space.high)
+    raise ValueError(f"env has actions {space}; expected Discrete or Box")
 
 
 def _observed(observations: list, env: gymnasium.Env) -> Tensor:
@@ -262,13 +265,12 @@ def policy_for(env: gymnasium.Env, hidden: Sequence[int] = (64, 64)) -> nn.Modul
     seen, actions = env.observation_space, env.action_space
     if isinstance(seen, Discrete) and isinstance(actions, Discrete):
         return TabularPolicy(int(seen.n), int(actions.n))
-    if isinstance(seen, Discrete):
-        raise ValueError(f"env has observations {seen} and actions {actions}; expected Box observations for these")
-    inputs = int(np.prod(seen.shape))
-    if isinstance(actions, Discrete):
-        return CategoricalPolicy(perceptron(inputs, int(actions.n), hidden, last_gain=0.01))
-    dimensions = int(np.prod(actions.shape))
-    return GaussianPolicy(perceptron(inputs, dimensions, hidden, last_gain=0.01), dimensions)
+    if isinstance(seen, Box) and isinstance(actions, Discrete):
+        return CategoricalPolicy(perceptron(math.prod(seen.shape), int(actions.n), hidden, last_gain=0.01))
+    if isinstance(seen, Box) and isinstance(actions, Box):
+        dimensions = math.prod(actions.shape)
+        return GaussianPolicy(perceptron(math.prod(seen.shape), dimensions, hidden, last_gain=0.01), dimensions)
+    raise ValueError(f"env has observations {seen} and actions {actions}; expected Box observations for these")
 
 
 def value_for(env: gymnasium.Env, hidden: Sequence[int] = (64, 64)) -> nn.Module:
@@ -276,7 +278,9 @@ def value_for(env: gymnasium.Env, hidden: Sequence[int] = (64, 64)) -> nn.Module
     seen = env.observation_space
     if isinstance(seen, Discrete):
         return TabularValue(int(seen.n))
-    return Value(perceptron(int(np.prod(seen.shape)), 1, hidden))
+    if isinstance(seen, Box):
+        return Value(perceptron(math.prod(seen.shape), 1, hidden))
+    raise ValueError(f"env has observations {seen}; expected Discrete or Box")
 
 
 def play(env: MakeEnv, act: Act, episodes: int, seed: int) -> list[float]:

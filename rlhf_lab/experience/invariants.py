@@ -335,7 +335,7 @@ def diagnose(lm: LanguageModel, batch: TokenBatch, sampled: Tensor, scored: Tens
     for side, given in (("sampling", sampled), ("scoring", scored)):
         if _distance(given, right, batch, temperature) < rounding:
             continue
-        fitted = min(_TEMPERATURES, key=lambda t, given=given: _distance(given, right, batch, t))
+        fitted = min(_TEMPERATURES, key=partial(_distance, given, right, batch))
         if _distance(given, right, batch, fitted) < rounding:
             found.append(f"{side} used temperature {fitted:g} where {temperature:g} was meant")
         elif _distance(given, unpositioned, batch, temperature) < rounding:
@@ -346,17 +346,17 @@ def diagnose(lm: LanguageModel, batch: TokenBatch, sampled: Tensor, scored: Tens
 _TEMPERATURES = [round(0.05 * k, 2) for k in range(2, 41)]  # what people set
 
 
-def _log_probs(logits, batch, temperature):
+def _log_probs(logits: Tensor, batch: TokenBatch, temperature: float) -> Tensor:
     return token_log_probs(logits, batch.response_ids, batch.mask, temperature)
 
 
-def _distance(given, logits, batch, temperature):
+def _distance(given: Tensor, logits: Tensor, batch: TokenBatch, temperature: float) -> float:
     """Mean difference between log-probs and those that these logits give at this temperature."""
     expected = _log_probs(logits, batch, temperature)
     return _difference(given[:, : expected.shape[1]], expected, batch.mask)[0]
 
 
-def _logits_without_positions(lm, batch):
+def _logits_without_positions(lm: LanguageModel, batch: TokenBatch) -> Tensor:
     """Logits [B, T, V] of a pass with the model's default positions: 0, 1, 2, ..., padding included."""
     tokens = torch.cat([batch.prompt_ids, batch.response_ids], dim=1)
     mask = torch.cat([batch.prompt_mask, batch.mask], dim=1)
@@ -364,11 +364,11 @@ def _logits_without_positions(lm, batch):
     return lm.model(tokens, attention_mask=mask).logits[:, start:-1].float()
 
 
-def _too_far(mean, worst, tolerance):
+def _too_far(mean: float, worst: float, tolerance: float) -> bool:
     return not (mean <= tolerance and worst <= 10 * tolerance)  # NaN is too far
 
 
-def _difference(a, b, mask):
+def _difference(a: Tensor, b: Tensor, mask: Tensor) -> tuple[float, float]:
     """Mean and largest absolute difference over the mask."""
     difference = torch.where(mask, (a.detach() - b.detach()).abs(), 0.0)
     return float(masked_mean(difference, mask)), float(difference.max())

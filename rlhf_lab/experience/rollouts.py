@@ -8,6 +8,7 @@ Left out: beam search, stop strings and every other feature of a serving engine.
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from transformers import DynamicCache
 
 from rlhf_lab.models.language_model import LanguageModel
@@ -91,7 +92,7 @@ def sample_responses(
     )
 
 
-def _check_request(conversations, max_new_tokens, temperature, batch_size):
+def _check_request(conversations: Sequence, max_new_tokens: int, temperature: float, batch_size: int) -> None:
     if isinstance(conversations, str) or not len(conversations):
         raise ValueError(f"conversations must be a non-empty list of prompts, got {conversations!r}")
     if max_new_tokens < 1 or batch_size < 1:
@@ -101,7 +102,9 @@ def _check_request(conversations, max_new_tokens, temperature, batch_size):
 
 
 @torch.no_grad()
-def _decode(lm, prompts, uniforms, temperature, value_head):
+def _decode(
+    lm: LanguageModel, prompts: list[list[int]], uniforms: Tensor, temperature: float, value_head: ValueHead | None
+) -> tuple[Tensor, ...]:
     """Decode one batch: tokens [b, T], log_probs [b, T], values [b, T + 1], lengths [b], ended [b]."""
     start = make_batch(prompts, [[lm.end_id]] * len(prompts), lm.pad_id, lm.device)
     inputs, mask, uniforms = start.prompt_ids, start.prompt_mask, uniforms.to(lm.device)
@@ -134,7 +137,9 @@ def _decode(lm, prompts, uniforms, temperature, value_head):
     return tokens, log_probs, values, lengths, ended
 
 
-def _next_token(lm, inputs, mask, positions, cache, want_hidden):
+def _next_token(
+    lm: LanguageModel, inputs: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache, want_hidden: bool
+) -> tuple[Tensor, Tensor | None]:
     """Logits [b, V] and, if wanted, last hidden state [b, d] of the newest position; the cache grows."""
     with lm.autocast():
         output = lm.model(
@@ -149,7 +154,7 @@ def _next_token(lm, inputs, mask, positions, cache, want_hidden):
     return output.logits[:, -1].float(), output.hidden_states[-1][:, -1] if want_hidden else None
 
 
-def _draw(logits, uniform, temperature):
+def _draw(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Token [b] by the inverse of the cumulative law and its log-prob [b]."""
     log_law = torch.log_softmax(logits / (temperature or 1.0), dim=-1)
     if temperature == 0:

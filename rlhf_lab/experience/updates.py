@@ -5,7 +5,7 @@ The same for every on-policy method; a recipe says which advantages it takes and
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -58,8 +58,14 @@ class Experience:
     def select(self, rows: Tensor) -> "Experience":
         """The given rows, trimmed to the longest prompt and reply among them."""
         batch = self.batch.select(rows)
-        columns = (getattr(self, f.name) for f in fields(self)[1:])
-        return Experience(batch, *(None if x is None else x[rows, : batch.mask.shape[1]] for x in columns))
+        width = batch.mask.shape[1]
+        return Experience(
+            batch,
+            self.old_log_probs[rows, :width],
+            self.advantages[rows, :width],
+            None if self.old_values is None else self.old_values[rows, :width],
+            None if self.returns is None else self.returns[rows, :width],
+        )
 
 
 @torch.no_grad()

@@ -7,21 +7,25 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 from rlhf_lab.feedback.lines import BadLine, FeedbackError, complain, read_records, short, write_lines
 from rlhf_lab.records import (
     Comparison,
     Conversation,
+    Demonstration,
     Message,
+    Ranking,
     as_conversation,
 )
 from rlhf_lab.training.files import write_text_atomic
 
 FORMULA_STARTS = tuple("=+-@\t\r＝＋－＠")  # a spreadsheet runs a cell that starts so
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+Record = TypeVar("Record")
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
 
@@ -88,6 +92,58 @@ def read_preferences(path: str | Path, *, skip_bad: bool = False) -> Preferences
         fields = '{"prompt": ..., "chosen": ..., "rejected": ...}'
         raise FeedbackError(path, f": holds no line of feedback. Write one object a line: {fields}")
     return Preferences(good.values(), bad)
+
+
+def as_preferences(rows: Sequence[Ranking | Comparison | Mapping]) -> list[Ranking | Comparison]:
+    """Records as they are, and rows of the field's preference format as a `Comparison`; see `read_preferences`.
+
+    Raises:
+        ValueError: names the row, its field and what to do.
+
+    Example:
+        >>> as_preferences([{"prompt": "Hi", "chosen": "Hello.", "rejected": "Go away."}])[0].chosen
+        'Hello.'
+
+    Chapter 08.
+    """
+    return [_taken(i, row, _comparison) if isinstance(row, Mapping) else row for i, row in enumerate(rows)]
+
+
+def as_demonstrations(rows: Sequence[Demonstration | Mapping]) -> list[Demonstration]:
+    """Records as they are, and rows with `prompt` and `completion`, or with `messages`, as a `Demonstration`.
+
+    Raises:
+        ValueError: names the row, its field and what to do.
+
+    Example:
+        >>> as_demonstrations([{"prompt": "Hi", "completion": "Hello."}])[0].response
+        'Hello.'
+
+    Chapter 07.
+    """
+    return [_taken(i, row, _demonstration) if isinstance(row, Mapping) else row for i, row in enumerate(rows)]
+
+
+def _taken(number: int, row: Mapping, parse: Callable[[dict], Record]) -> Record:
+    try:
+        return parse(dict(row))
+    except BadLine as error:
+        raise ValueError(f"row {number}, {error.field}: {error.problem}. {error.remedy}") from None
+
+
+def _demonstration(record: dict) -> Demonstration:
+    if "messages" in record:
+        messages = _messages("messages", record["messages"])
+        return Demonstration(_prompt(messages[:-1]), _reply("messages", messages[-1:]))
+    for field in ("prompt", "completion"):
+        if field not in record:
+            remedy = "Each row needs prompt and completion, or messages"
+            raise BadLine(field, f"the field is missing; found {short(sorted(record))}", remedy)
+    given, completion = record["prompt"], record["completion"]
+    prompt = (Message("user", given),) if isinstance(given, str) else _prompt(_messages("prompt", given))
+    if not isinstance(completion, str):
+        completion = _reply("completion", _messages("completion", completion))
+    return Demonstration(prompt, completion)
 
 
 def _comparison(record: dict) -> Comparison:

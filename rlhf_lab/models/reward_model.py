@@ -27,7 +27,7 @@ from rlhf_lab.models.language_model import (
 )
 from rlhf_lab.models.scoring import response_states
 from rlhf_lab.models.tokens import Rollout, TokenBatch, encode_prompts, encode_responses, length_groups, make_batch
-from rlhf_lab.records import Conversation
+from rlhf_lab.records import PromptLike
 
 
 @dataclass
@@ -163,7 +163,7 @@ class RewardModel:
             scores[rows] = self.raw_scores(batch.select(rows))
         return (scores - self.score_mean) / self.score_std
 
-    def score(self, conversations: Sequence[Conversation], texts: Sequence[str], micro_batch: int = 64) -> Tensor:
+    def score(self, conversations: Sequence[PromptLike], texts: Sequence[str], micro_batch: int = 64) -> Tensor:
         """Standardised scores [N] of texts, without gradient; each is scored as a reply that ended.
 
         Args:

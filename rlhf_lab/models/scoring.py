@@ -8,9 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from rlhf_lab.maths.tensors import check_shapes
 from rlhf_lab.models.language_model import LanguageModel, max_length
@@ -88,6 +86,7 @@ def forward(lm: LanguageModel, batch: TokenBatch) -> ResponseForward:
         ValueError: a row is longer than the context; names it and the lengths.
 
     Example:
+        >>> from rlhf_lab import load_language_model, make_batch
         >>> lm = load_language_model("tiny")
         >>> output = forward(lm, make_batch([[5], [6, 7]], [[8, 9, 10], [9]], lm.pad_id))
         >>> output.logits.shape == (2, 3, len(lm.tokenizer)), list(output.hidden.shape)[:2]
@@ -165,6 +164,7 @@ def response_log_probs(lm: LanguageModel, batch: TokenBatch, temperature: float 
         ValueError: as `forward` and `token_log_probs`.
 
     Example:
+        >>> from rlhf_lab import load_language_model, make_batch
         >>> lm = load_language_model("tiny")
         >>> response_log_probs(lm, make_batch([[5], [6, 7]], [[8, 9], [9]], lm.pad_id))[1, 1]
         tensor(0.)

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from rlhf_lab.maths.tensors import length_mask
 from rlhf_lab.models.language_model import LanguageModel, first_line
-from rlhf_lab.records import Conversation
+from rlhf_lab.records import Conversation, PromptLike, as_conversation
 
 
 def encode_prompts(
-    lm: LanguageModel, conversations: Sequence[Conversation], max_new_tokens: int = 0
+    lm: LanguageModel, conversations: Sequence[PromptLike], max_new_tokens: int = 0
 ) -> list[list[int]]:
     """Token ids of each prompt through the chat template, up to where the assistant begins to write.
 
@@ -25,7 +25,7 @@ def encode_prompts(
 
     Args:
         lm: gives tokenizer, template and context.
-        conversations: B prompts.
+        conversations: B prompts, texts or messages that end with the user's.
         max_new_tokens: room that each prompt must leave for its reply.
 
     Returns:
@@ -37,7 +37,7 @@ def encode_prompts(
 
     Chapter 07.
     """
-    texts = [_apply_template(lm, row, conversation) for row, conversation in enumerate(conversations)]
+    texts = [_apply_template(lm, row, as_conversation(prompt)) for row, prompt in enumerate(conversations)]
     rows = lm.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
     room = lm.max_length - max_new_tokens
     for i, row in enumerate(rows):

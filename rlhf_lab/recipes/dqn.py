@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Discrete
 from torch import Tensor, nn
 from torch.nn.functional import smooth_l1_loss
 
-from rlhf_lab.experience.episodes import MakeEnv, Runner, make_envs
+from rlhf_lab.experience.episodes import Episodes, MakeEnv, Runner, make_envs
 from rlhf_lab.models.policies import perceptron
 from rlhf_lab.training.configs import require
 from rlhf_lab.training.history import Result, mean_rows
@@ -103,7 +103,7 @@ class Memory:
     def __len__(self) -> int:
         return min(self.count, len(self.rewards))
 
-    def add(self, episodes) -> None:
+    def add(self, episodes: Episodes) -> None:
         """The steps of the rows, with what was truly seen after them; the last ones where they are too many."""
         mask, size = episodes.mask, len(self.rewards)
         place = ((self.count + torch.arange(int(mask.sum()))) % size)[-size:]
@@ -147,9 +147,10 @@ def train_dqn(
     """
     config = config or DQNConfig()
     envs = make_envs(env, 1, config.seed)
-    seen = envs[0].observation_space
-    require(isinstance(seen, Box), "env's observations", seen, "a Box (use q_learning for Discrete ones)")
-    sizes = (math.prod(seen.shape), int(envs[0].action_space.n))
+    seen, actions = envs[0].observation_space, envs[0].action_space
+    if not (isinstance(seen, Box) and isinstance(actions, Discrete)):
+        raise ValueError(f"env has observations {seen}; expected a Box (use q_learning for Discrete ones)")
+    sizes = (math.prod(seen.shape), int(actions.n))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = perceptron(*sizes, config.hidden) if network is None else network
@@ -201,7 +202,7 @@ def exploring(network: nn.Module, epsilon: float, generator: torch.Generator) ->
     return act
 
 
-def td_loss(network, target, memory: Memory, rows: Tensor, double: bool) -> tuple[Tensor, Tensor]:
+def td_loss(network: nn.Module, target: nn.Module, memory: Memory, rows: Tensor, double: bool) -> tuple[Tensor, Tensor]:
     """Mean Huber loss of the TD errors of some transitions, and the mean value of their actions."""
     with torch.no_grad():
         after = memory.next_observations[rows]

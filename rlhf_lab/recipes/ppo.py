@@ -203,7 +203,9 @@ def train_ppo(
 
 
 @torch.no_grad()
-def prepare(episodes: Episodes, policy, value, reference, config: PPOConfig) -> tuple[Batch, dict]:
+def prepare(
+    episodes: Episodes, policy: nn.Module, value: nn.Module, reference: nn.Module | None, config: PPOConfig
+) -> tuple[Batch, dict[str, float | None]]:
     """Experience as flat data, with advantages; and the numbers to log."""
     mask, rewards = episodes.mask, episodes.rewards
     log_probs, values = episodes.log_probs(policy), episodes.values(value)
@@ -219,7 +221,9 @@ def prepare(episodes: Episodes, policy, value, reference, config: PPOConfig) -> 
     return Batch(*(column[mask] for column in columns)), numbers
 
 
-def ppo_losses(policy, value, batch: Batch, config: PPOConfig, first: bool) -> tuple[Tensor, dict]:
+def ppo_losses(
+    policy: nn.Module, value: nn.Module, batch: Batch, config: PPOConfig, first: bool
+) -> tuple[Tensor, dict[str, float]]:
     """The loss to minimise on a minibatch, and the numbers to log.
 
     -mean[surrogate + entropy_coef H - kl_penalty KL(old || new)] + value_coef mean[clipped squared error]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -30,7 +31,17 @@ CHAT_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}<|end|>{% endif %}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-SIZES = {  # about 1 M, 26 M and 121 M parameters with the town's 1,024 tokens
+
+
+class Shape(TypedDict):
+    """Layers, width and heads, as `GPT2Config` calls them."""
+
+    n_layer: int
+    n_embd: int
+    n_head: int
+
+
+SIZES: dict[str, Shape] = {  # about 1 M, 26 M and 121 M parameters with the town's 1,024 tokens
     "tiny": {"n_layer": 4, "n_embd": 128, "n_head": 4},
     "small": {"n_layer": 8, "n_embd": 512, "n_head": 8},
     "medium": {"n_layer": 17, "n_embd": 768, "n_head": 12},
@@ -151,7 +162,8 @@ def train_base_model(
     require(len(documents) > 0, "documents", "empty", "at least one text")
     tokenizer = tokenizer or train_tokenizer(documents[:20_000], config.vocab_size)
     rows = _token_rows(documents, tokenizer, config.context)
-    lm = wrap_model(_new_model(config, tokenizer).to(device), tokenizer, precision)
+    model = _new_model(config, tokenizer).to(device)  # type: ignore[arg-type]  # transformers wraps torch's `to`
+    lm = wrap_model(model, tokenizer, precision)
     optimiser = make_optimiser(lm.model, config.learning_rate, config.weight_decay)
     inputs = {"documents": list(documents)}
     file = Checkpoint(checkpoint, config.checkpoint_every, "pretrain", config, inputs, lm.model, optimiser)
@@ -196,7 +208,7 @@ def step_rows(rows: Sequence[Tensor], config: PretrainConfig, step: int) -> list
     return sorted(drawn, key=lambda i: len(rows[i]))[start : start + size]
 
 
-def _backward(lm: LanguageModel, rows: Sequence[Tensor], micro_batch: int) -> float:
+def _backward(lm: LanguageModel, rows: list[Tensor], micro_batch: int) -> float:
     """Add the gradient of the mean loss per token over all `rows`; returns the loss in nats."""
     count, total = sum(len(row) - 1 for row in rows), 0.0
     for start in range(0, len(rows), micro_batch):

@@ -89,15 +89,16 @@ def train_q_learning(
     Source: Watkins and Dayan 1992. Chapter 03.
     """
     config = config or QLearningConfig()
-    (env,) = make_envs(env, 1, config.seed)
-    if not isinstance(env.observation_space, Discrete):
-        raise ValueError(f"env has observations {env.observation_space}; expected Discrete (use dqn for these)")
-    shape = (int(env.observation_space.n), int(env.action_space.n))
+    (world,) = make_envs(env, 1, config.seed)
+    states, actions = world.observation_space, world.action_space
+    if not (isinstance(states, Discrete) and isinstance(actions, Discrete)):
+        raise ValueError(f"env has observations {states}; expected Discrete (use dqn for these)")
+    shape = (int(states.n), int(actions.n))
     q_values = np.zeros(shape) if q_values is None else np.array(q_values, dtype=float)
     require(q_values.shape == shape, "q_values", q_values.shape, f"shape {shape}")
     visits, random = np.zeros(shape, dtype=int), np.random.default_rng(config.seed)
-    first, shift = int(env.observation_space.start), int(env.action_space.start)
-    state, earned = env.reset()[0] - first, 0.0
+    first, shift = int(states.start), int(actions.start)
+    state, earned = world.reset()[0] - first, 0.0
     row_after = lambda done: min(done * config.log_every, config.steps)  # noqa: E731
     with Steps("Q-learning", -(-config.steps // config.log_every), number=row_after) as steps:
         for row in steps:
@@ -105,7 +106,8 @@ def train_q_learning(
             for step in range(row_after(row), row_after(row + 1)):
                 epsilon = linear(config.epsilon, config.final_epsilon, step / max(1, config.steps - 1))
                 action = explore(q_values[state], epsilon, random)
-                seen, reward, terminated, truncated, _ = env.step(action + shift)
+                seen, reward, terminated, truncated, _ = world.step(action + shift)
+                reward = float(reward)
                 require(math.isfinite(reward), "the reward of env", reward, "a finite number")
                 after = seen - first
                 target = reward + config.gamma * (0.0 if terminated else q_values[after].max())
@@ -117,7 +119,7 @@ def train_q_learning(
                 earned, state = earned + reward, after
                 if terminated or truncated:
                     returns.append(earned)
-                    state, earned = env.reset()[0] - first, 0.0
+                    state, earned = world.reset()[0] - first, 0.0
             mean_return = float(np.mean(returns)) if returns else None
             steps.log({"return": mean_return, "td_error": float(np.mean(errors))})
     return QLearningResult(q_values, steps.history, steps.interrupted, visits)

@@ -163,15 +163,16 @@ def train_reinforce(
             optimiser.zero_grad()
             (-gain.sum() / len(mask)).backward()
             (norm,) = clipped_step(optimiser, math.inf, step + 1, policy)
-            steps.log({"return": masked_sum(episodes.rewards, mask, dim=1).mean()})
-            steps.log(length=mask.sum(1).float().mean(), entropy=law.entropy().mean().detach(), grad_norm=norm)
-            if value is not None:
+            returns, lengths = masked_sum(episodes.rewards, mask, dim=1), mask.sum(1).float()
+            steps.log({"return": float(returns.mean()), "length": float(lengths.mean())})
+            steps.log(entropy=float(law.entropy().mean().detach()), grad_norm=norm)
+            if value is not None and critic is not None:
                 steps.log(value_loss=fit_value(value, critic, episodes, rewards, config))
     return ReinforceResult(policy, steps.history, steps.interrupted, value)
 
 
 @torch.no_grad()
-def leashed(episodes: Episodes, policy, reference, kl_coef: float) -> Tensor:
+def leashed(episodes: Episodes, policy: nn.Module, reference: nn.Module | None, kl_coef: float) -> Tensor:
     """[B, T] rewards minus kl_coef times the k1 of every step; the rewards as they are without a reference."""
     if reference is None:
         return episodes.rewards
@@ -183,14 +184,14 @@ def weights(episodes: Episodes, rewards: Tensor, value: nn.Module | None, config
     """[B, T] what each log-prob is multiplied with: a return, or an advantage."""
     mask, discounts = episodes.mask, episodes.discounts
     values = None if value is None else episodes.values(value)
-    if config.reward_to_go and value is not None:
+    if config.reward_to_go and values is not None:
         advantages = gae(rewards, values, discounts, mask, config.gae_lambda)
     else:
-        last = None if value is None else values.gather(1, mask.sum(1, keepdim=True)).squeeze(1)
+        last = None if values is None else values.gather(1, mask.sum(1, keepdim=True)).squeeze(1)
         advantages = discounted_returns(rewards, discounts, mask, last)
         if not config.reward_to_go:
             advantages = torch.where(mask, advantages[:, :1], 0)
-        if value is not None:
+        if values is not None:
             advantages = advantages - values[:, :-1]
     if config.baseline == "mean":
         advantages = advantages - others_mean(advantages, mask)
@@ -209,7 +210,9 @@ def others_mean(returns: Tensor, mask: Tensor) -> Tensor:
     return ((total.sum() - total) / (count.sum() - count))[:, None]
 
 
-def fit_value(value, optimiser, episodes: Episodes, rewards: Tensor, config: ReinforceConfig) -> float:
+def fit_value(
+    value: nn.Module, optimiser: torch.optim.Optimizer, episodes: Episodes, rewards: Tensor, config: ReinforceConfig
+) -> float:
     """A few steps on the squared error of the values; returns half of its last mean."""
     mask = episodes.mask
     with torch.no_grad():

@@ -5,14 +5,16 @@ a tier (they form no pair), margins, several labellers with weights of their own
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from rlhf_lab.feedback.formats import as_preferences
 from rlhf_lab.maths.preferences import accuracy, bradley_terry_loss, expected_accuracy, plackett_luce_loss
 from rlhf_lab.models.language_model import LanguageModel
 from rlhf_lab.models.reward_model import RewardModel
@@ -102,10 +104,10 @@ class Choices:
 
 def train_reward_model(
     lm: LanguageModel,
-    feedback: Sequence[Ranking | Comparison],
+    feedback: Sequence[Ranking | Comparison | Mapping],
     config: RewardConfig | None = None,
     *,
-    held_out: Sequence[Ranking | Comparison] = (),
+    held_out: Sequence[Ranking | Comparison | Mapping] = (),
     agreement: Sequence[float] | None = None,
     evaluate: Callable[[RewardModel], dict[str, float]] | None = None,
     checkpoint: str | Path | None = None,
@@ -118,8 +120,9 @@ def train_reward_model(
 
     Args:
         lm: usually the SFT model; it is not changed.
-        feedback: rankings or comparisons; a skipped or all-bad ranking, or one that is one tie, forms no pair: such
-            records are left out, counted in `unused` and named on the screen.
+        feedback: rankings or comparisons, or rows with `prompt`, `chosen` and `rejected`. A skipped or all-bad ranking,
+            or one that is one tie, forms no pair: such records are left out, counted in `unused` and named on the
+            screen.
         config: see RewardConfig.
         held_out: feedback on other prompts, for the numbers in the history.
         agreement: p(the rater prefers the better one) for every pair of `held_out`, in the order of `pairs()`, where
@@ -137,7 +140,8 @@ def train_reward_model(
     Source: Stiennon et al. 2020, Learning to summarize from human feedback, section 3.4. Chapter 09.
     """
     config = config or RewardConfig()
-    every, tests = encode_feedback(lm, feedback, config), encode_feedback(lm, held_out, config)
+    records, unseen = as_preferences(feedback), as_preferences(held_out)
+    every, tests = encode_feedback(lm, records, config), encode_feedback(lm, unseen, config)
     require(len(every) > 0, "feedback", f"{len(feedback)} records without a pair", "at least one preference")
     pairs = sum(len(c.pairs) for c in tests)
     if agreement is not None:
@@ -146,8 +150,9 @@ def train_reward_model(
     choices, validation = split_by_prompt(every, config.validation_share, config.seed)
     rm = RewardModel.from_language_model(lm, generator_for(config.seed, "reward head"))
     rm.model.requires_grad_(True)
-    optimiser, best = make_optimiser(rm.model, config.learning_rate, config.weight_decay), {}
-    inputs = {"model": lm.model, "feedback": list(feedback), "held_out": list(held_out)}
+    optimiser = make_optimiser(rm.model, config.learning_rate, config.weight_decay)
+    best: dict[str, Any] = {}  # loss and weights of the best look at the validation prompts
+    inputs = {"model": lm.model, "feedback": records, "held_out": unseen}
     file = Checkpoint(checkpoint, config.checkpoint_every, "reward", config, inputs, rm.model, optimiser, best)
 
     def look() -> dict[str, float]:
@@ -236,7 +241,8 @@ def preference_gradient(rm: RewardModel, choices: Sequence[Choices], config: Rew
     for start in range(0, len(ordered), config.micro_batch):
         part = ordered[start : start + config.micro_batch]
         scores = rm.raw_scores(_batch(rm, part)).split([len(c.replies) for c in part])
-        loss = sum(_loss(s, c.pairs, config.loss) for s, c in zip(scores, part, strict=True)) / len(choices)
+        losses = (_loss(s, c.pairs, config.loss) for s, c in zip(scores, part, strict=True))
+        loss = sum(losses, start=torch.zeros(())) / len(choices)
         loss.backward()
         total += float(loss.detach())
     return total

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -31,9 +31,9 @@ from rlhf_lab.experience.updates import (
     Experience,
     Losses,
     accumulate_gradient,
+    clipped_losses,
     language_model_gradient,
     old_log_probs_and_values,
-    clipped_losses,
     update_numbers,
     value_numbers,
 )
@@ -51,6 +51,13 @@ from rlhf_lab.training.randomness import generator_for, minibatches
 from rlhf_lab.training.steps import Checkpoint, Steps
 
 VALUES = ("reward_model", "policy_head")
+
+
+class Sampling(TypedDict):
+    """How replies are drawn: what `sample_responses` and its like take."""
+
+    temperature: float
+    max_new_tokens: int
 
 
 @dataclass(frozen=True)
@@ -156,7 +163,7 @@ class RLHFConfig:
         require(rows <= most, "minibatch_rows", rows, f"at most prompts_per_iteration, {most}")
 
     @property
-    def sampling(self) -> dict[str, Any]:
+    def sampling(self) -> Sampling:
         """How replies are drawn, the same wherever a model is asked: in feedback, in PPO, in an evaluation."""
         return {"temperature": self.temperature, "max_new_tokens": self.max_new_tokens}
 
@@ -250,7 +257,7 @@ def train_rlhf(
     networks = torch.nn.ModuleDict({"policy": policy.model, "value": critic.network}).requires_grad_(True)
     optimiser = new_optimiser(networks, config)
     losses = new_losses(policy, critic, config)
-    state, law = new_state(config), {"temperature": config.temperature, "micro_batch": config.micro_batch}
+    state, law = new_state(config), (config.temperature, config.micro_batch)
     checks = new_checks(policy, reference or start, reward, head, state, config)
     inputs = {"policy": start.model, "reference": (reference or start).model, "prompts": conversations, "texts": texts}
     inputs |= {"reward": getattr(reward, "model", None), "value_init": getattr(value_init, "model", None)}
@@ -265,8 +272,8 @@ def train_rlhf(
                 rollout = sample_responses(policy, asked, generator=generator, value_head=head, **config.sampling)
             with steps.timed("score"):
                 batch, mask = rollout.batch, rollout.batch.mask
-                log_probs, values = old_log_probs_and_values(policy, critic, rollout, **law)
-                ref_log_probs = response_log_probs(reference or start, batch, **law)
+                log_probs, values = old_log_probs_and_values(policy, critic, rollout, *law)
+                ref_log_probs = response_log_probs(reference or start, batch, *law)
                 raw_scores = scores_of(reward, rollout)
                 same = ref_log_probs if step == 0 and reference is None else None
                 checks.rollout(step, rollout, raw_scores, log_probs, same)
@@ -307,10 +314,12 @@ def new_critic(
     """What gives the values: a head on the policy, or a model of its own, from a reward model where there is one."""
     if config.value == "policy_head":
         return ValueHead(policy.model.config.hidden_size).to(policy.device)
-    if value_init is not None or isinstance(reward, RewardModel):
-        return (value_init or reward).copy()
+    like = reward if value_init is None else value_init
+    if isinstance(like, RewardModel):
+        return like.copy()
     critic = RewardModel.from_language_model(policy, generator_for(config.seed, "rlhf", "value"))
-    torch.nn.init.zeros_(critic.model.score.weight)  # values start at 0; a random head would only add noise
+    # Values start at 0; a random head would only add noise.
+    torch.nn.init.zeros_(critic.model.get_parameter("score.weight"))
     return critic
 
 

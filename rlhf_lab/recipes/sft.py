@@ -4,7 +4,7 @@ The loss is over the reply, its end token included; the prompt is given and not 
 several epochs by name (steps say how long), low-rank adapters.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from rlhf_lab.experience.updates import imitation_gradient
+from rlhf_lab.feedback.formats import as_demonstrations
 from rlhf_lab.models.language_model import LanguageModel
 from rlhf_lab.models.tokens import encode_prompts, encode_responses, make_batch
 from rlhf_lab.records import Demonstration
@@ -75,7 +76,7 @@ class SFTResult(Result[LanguageModel]):
 
 def train_sft(
     lm: LanguageModel,
-    demonstrations: Sequence[Demonstration],
+    demonstrations: Sequence[Demonstration | Mapping],
     config: SFTConfig | None = None,
     *,
     evaluate: Callable[[LanguageModel], dict[str, float]] | None = None,
@@ -87,7 +88,7 @@ def train_sft(
 
     Args:
         lm: where to start; it is not changed.
-        demonstrations: prompts with replies.
+        demonstrations: prompts with replies; records, or rows with `prompt` and `completion` or with `messages`.
         config: see SFTConfig.
         evaluate: called with the model at step 0, every `evaluate_every` steps and at the end; its numbers join the
             history.
@@ -105,12 +106,13 @@ def train_sft(
     """
     config = config or SFTConfig()
     require(len(demonstrations) > 0, "demonstrations", "empty", "at least one prompt with a reply")
-    prompts = encode_prompts(lm, [d.prompt for d in demonstrations], config.max_new_tokens)
-    replies = encode_responses(lm, [d.response for d in demonstrations], config.max_new_tokens)
+    records = as_demonstrations(demonstrations)
+    prompts = encode_prompts(lm, [record.prompt for record in records], config.max_new_tokens)
+    replies = encode_responses(lm, [record.response for record in records], config.max_new_tokens)
     start, lm = lm, lm.copy()
     lm.model.requires_grad_(True)
     optimiser = make_optimiser(lm.model, config.learning_rate, config.weight_decay)
-    inputs = {"model": start.model, "demonstrations": list(demonstrations)}
+    inputs = {"model": start.model, "demonstrations": records}
     file = Checkpoint(checkpoint, config.checkpoint_every, "sft", config, inputs, lm.model, optimiser)
     look = None if evaluate is None else partial(evaluate, lm)
     with Steps("SFT", config.steps, look, config.evaluate_every, file) as steps:

@@ -189,8 +189,9 @@ class Steps:
 
     def _finish(self, done: int, over: bool) -> None:
         """Evaluate if it is time, and end the row of the step."""
-        due = self.evaluate is not None and (over or done % self.evaluate_every == 0)
-        self.history.add(self.number(done), *self._row, self.evaluate() if due else {})
+        due = over or done % self.evaluate_every == 0
+        seen = self.evaluate() if self.evaluate and due else {}
+        self.history.add(self.number(done), *self._row, seen)
         self.done = done
         if self.checkpoint:
             self.checkpoint.mark(done, self.history)

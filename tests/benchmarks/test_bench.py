@@ -27,6 +27,14 @@ def test_plain_loop_gives_the_losses_of_the_library(tiny_lm, temperature):
     assert apart < 5e-4  # of weights that have moved by 1e-2; Adam makes much of rounding where a gradient is near 0
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_lean_loop_gives_the_losses_of_the_library(tiny_lm, temperature):
+    config = replace(SMALL, temperature=temperature, value="policy_head")
+    library, lean, apart = bench.losses_on_one_rollout(tiny_lm, PROMPTS, config)
+    assert lean == pytest.approx(library, rel=1e-4)
+    assert apart < 5e-4
+
+
 @pytest.mark.parametrize(
     "change", [{"gae_lambda": 0.5}, {"kl_coef": 1.0, "temperature": 0.5}, {"missing_end_penalty": 0.0}, {"epochs": 1}]
 )

@@ -29,8 +29,8 @@ REPLIES = [
     "You will find it next to the river; it opens at ten.",
 ]
 CODE = f"""
-from rlhf_lab.widgets.plain import RankingView
-from rlhf_lab.widgets.session import RankingSession
+from rlhf_lab.classroom.widgets.plain import RankingView
+from rlhf_lab.classroom.widgets.session import RankingSession
 items = [("Where is the <b>zoo</b>?", {REPLIES!r}), ("When?", ["At ten.", "No."])]
 RankingView(RankingSession(items, "log.jsonl"))
 """

@@ -299,7 +299,7 @@ def test_a_choice_that_cannot_be_is_named(name):
 def test_what_cannot_be_learned_is_refused():
     with pytest.raises(ValueError, match="learning_starts is 96; expected below total_steps"):
         with_(learning_starts=96)
-    with pytest.raises(ValueError, match=r"observations is Discrete\(48\); expected a Box \(use q_learning"):
+    with pytest.raises(ValueError, match=r"observations Discrete\(48\); expected a Box \(use q_learning"):
         train_dqn("CliffWalking-v1", FAST)
     with pytest.raises(ValueError, match=r"actions Box\(.*expected Discrete$"):
         train_dqn("Pendulum-v1", FAST)

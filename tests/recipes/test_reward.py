@@ -340,3 +340,12 @@ def test_joining_prompt_and_reply_changes_no_score(tiny_lm):
 def test_impossible_settings_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} is "):
         RewardConfig(**{name: value})
+
+
+def test_rows_of_the_field_are_taken_as_records(tiny_gpt2):
+    rows = [{"prompt": f"Hi {i}", "chosen": "Thank you.", "rejected": "Go away!"} for i in range(4)]
+    records = [Comparison(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
+    results = [train_reward_model(tiny_gpt2, given, config(epochs=1)) for given in (rows, records)]
+    assert results[0].history == results[1].history
+    with pytest.raises(ValueError, match="row 0, rejected: the field is missing"):
+        train_reward_model(tiny_gpt2, [{"prompt": "Hi", "chosen": "Hello."}], config())

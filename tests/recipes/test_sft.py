@@ -197,3 +197,12 @@ def test_impossible_settings_are_refused(name, value):
 def test_an_unknown_setting_is_refused():
     with pytest.raises(TypeError, match="learning_rat"):
         SFTConfig(learning_rat=1.0)
+
+
+def test_rows_of_the_field_are_taken_as_records(tiny_gpt2):
+    rows = [{"prompt": d.prompt[0].content, "completion": d.response} for d in DEMONSTRATIONS if len(d.prompt) == 1]
+    records = [d for d in DEMONSTRATIONS if len(d.prompt) == 1]
+    results = [train_sft(tiny_gpt2, given, config(steps=2)) for given in (rows, records)]
+    assert results[0].history == results[1].history
+    with pytest.raises(ValueError, match="row 1, completion: the field is missing"):
+        train_sft(tiny_gpt2, [rows[0], {"prompt": "Hi"}], config(steps=1))

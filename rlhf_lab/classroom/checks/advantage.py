@@ -5,8 +5,9 @@ padding, and on values that require grad. When something differs, the usual mist
 the message names the one that gives the same numbers.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ def _random_case(seed: int, rows: int = 4, width: int = 5) -> tuple[Tensor, ...]
     return rewards, values, discounts, length_mask(lengths, width)
 
 
-def _cases():
+def _cases() -> Iterator[tuple[str, tuple[Tensor, ...]]]:
     yield "a row that ends after 3 steps and one cut after 1, gamma 1/2", _hand_case()
     for seed in range(20):
         yield f"random rows {seed}, two episodes in the first one, gamma {GAMMA}, junk at padding", _random_case(seed)
@@ -71,7 +72,18 @@ def _check(
 
 
 # -- the definitions, with places to go wrong -------------------------------------------------------------------------
-def _td_errors(rewards, values, discounts, mask, *, pay=1.0, after=1.0, now=1.0, masked=True, swap=False):
+def _td_errors(
+    rewards: Tensor,
+    values: Tensor,
+    discounts: Tensor,
+    mask: Tensor,
+    *,
+    pay: float = 1.0,
+    after: float = 1.0,
+    now: float = 1.0,
+    masked: bool = True,
+    swap: bool = False,
+) -> Tensor:
     ahead, here = (values[:, :-1], values[:, 1:]) if swap else (values[:, 1:], values[:, :-1])
     errors = pay * rewards + after * discounts * ahead - now * here
     return torch.where(mask, errors, 0) if masked else errors
@@ -104,7 +116,7 @@ ENDS = {
 
 def _scan(errors: Tensor, decay: Tensor, mask: Tensor, *, dim: int = 1, ahead: bool = True) -> Tensor:
     """A_t = errors_t + decay_t A_{t + 1} along `dim`; with ahead=False the sum runs over the past."""
-    running, result = 0.0, torch.zeros_like(errors)
+    running, result = errors.new_zeros(()), torch.zeros_like(errors)
     steps = range(errors.shape[dim])
     for t in reversed(steps) if ahead else steps:
         here = errors.select(dim, t) + decay.select(dim, t) * running
@@ -113,7 +125,20 @@ def _scan(errors: Tensor, decay: Tensor, mask: Tensor, *, dim: int = 1, ahead: b
     return torch.where(mask, result, 0)
 
 
-def _gae(rewards, values, discounts, mask, lam, *, seen=None, decay=None, masked=True, dim=1, ahead=True, **options):
+def _gae(
+    rewards: Tensor,
+    values: Tensor,
+    discounts: Tensor,
+    mask: Tensor,
+    lam: float,
+    *,
+    seen: Callable[[Tensor, float], Tensor] | None = None,
+    decay: Callable[[Tensor, float], Tensor] | None = None,
+    masked: bool = True,
+    dim: int = 1,
+    ahead: bool = True,
+    **options: Any,
+) -> Tensor:
     """The definition. seen: discounts of the TD errors; decay: (discounts, lam) -> decay of the sum."""
     real = mask if masked else torch.ones_like(mask)
     errors = _td_errors(rewards, values, discounts if seen is None else seen(discounts, lam), real, **options)
@@ -121,12 +146,24 @@ def _gae(rewards, values, discounts, mask, lam, *, seen=None, decay=None, masked
     return torch.where(mask, _scan(errors, decays, real, dim=dim, ahead=ahead), 0)
 
 
-def _n_step(rewards, values, discounts, mask, n, *, pay=0, bootstrap=True, minus=True, last=True, power=True):
+def _n_step(
+    rewards: Tensor,
+    values: Tensor,
+    discounts: Tensor,
+    mask: Tensor,
+    n: int,
+    *,
+    pay: int = 0,
+    bootstrap: bool = True,
+    minus: bool = True,
+    last: bool = True,
+    power: bool = True,
+) -> Tensor:
     """The definition, row by row. pay: rewards too many; last: whether a row ends at its last real step."""
     result = torch.zeros_like(rewards)
     for row, steps in enumerate(mask.sum(1).tolist() if last else [mask.shape[1]] * len(mask)):
         for t in range(steps):
-            total, weight, stop = 0.0, 1.0, min(t + n, steps)
+            total, weight, stop = rewards.new_zeros(()), rewards.new_ones(()), min(t + n, steps)
             for k in range(t, min(stop + pay, steps)):
                 total = total + weight * rewards[row, k]
                 weight = weight * (discounts[row, k] if k < stop else 1.0)
@@ -144,7 +181,7 @@ def check_td_errors(function: Callable[..., Tensor]) -> None:
         AssertionError: with the first case that fails and what usually causes it.
     """
     altered = lambda change: lambda r, v, d, m: _td_errors(r, v, change(d, m), m)  # noqa: E731
-    faults = {
+    faults: dict[str, Callable[..., Tensor]] = {
         "the mask is missing: padding has no TD error, so put 0 there": partial(_td_errors, masked=False),
         "gamma is forgotten: the value ahead counts discount_t": altered(_undiscounted),
         "the sign: the value ahead is added and the value now subtracted": partial(_td_errors, after=-1.0, now=-1.0),
@@ -240,7 +277,7 @@ def check_n_step_advantage(function: Callable[..., Tensor]) -> None:
     _check("n_step_advantage", function, _n_step, faults, hint, settings=((2,), (1,), (3,), (9,)))
 
 
-def _targets(rewards, values, discounts, mask, lam):
+def _targets(rewards: Tensor, values: Tensor, discounts: Tensor, mask: Tensor, lam: float) -> Tensor:
     return torch.where(mask, _gae(rewards, values, discounts, mask, lam) + values[:, :-1], 0)
 
 
@@ -252,7 +289,7 @@ def check_value_targets(function: Callable[..., Tensor]) -> None:
         AssertionError: with the first case that fails and what usually causes it.
     """
     added = lambda fault: lambda r, v, d, m, lam: torch.where(m, fault(r, v, d, m, lam) + v[:, :-1], 0)  # noqa: E731
-    faults = {
+    faults: dict[str, Callable[..., Tensor]] = {
         "the values are not added: these are advantages, and a critic that learns them is always wrong": _gae,
         "off by one: the advantage of step t goes with the value of step t, values[:, :-1]": lambda r, v, d, m, lam: (
             torch.where(m, _gae(r, v, d, m, lam) + v[:, 1:], 0)

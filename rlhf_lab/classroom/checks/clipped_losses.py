@@ -3,9 +3,10 @@
 As these functions are to be differentiated, their gradients are compared along with their value.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ def _with_gradients(function: Callable[..., Tensor], live: int) -> Callable[...,
     What is no tensor with one number is returned as it came, so that its shape or type can be named.
     """
 
-    def call(*inputs):
+    def call(*inputs: Any) -> Tensor:
         leaves = [x.requires_grad_(True) for x in inputs[:live]]
         value = function(*inputs)
         if not isinstance(value, Tensor) or value.dim():
@@ -48,7 +49,7 @@ def _with_gradients(function: Callable[..., Tensor], live: int) -> Callable[...,
     return call
 
 
-def _odd_gradient(got, expected: Tensor) -> str | None:
+def _odd_gradient(got: object, expected: Tensor) -> str | None:
     if isinstance(got, Tensor) and got.shape == expected.shape and torch.isnan(got).all():
         return "nothing to differentiate: is the result detached?"
     if isinstance(got, Tensor) and got.dim() == 0:
@@ -56,16 +57,26 @@ def _odd_gradient(got, expected: Tensor) -> str | None:
     return _odd(got, expected)
 
 
-def _compare_gradients(name: str, case: str, function, definition, faults: dict, hint: str, inputs: tuple) -> None:
+def _compare_gradients(
+    name: str,
+    case: str,
+    function: Callable[..., Tensor],
+    definition: Callable[..., Tensor],
+    faults: Mapping[str, Callable[..., Tensor]],
+    hint: str,
+    inputs: tuple,
+) -> None:
     """Compare value and gradients by the first three inputs; the last input is epsilon."""
     run = lambda f: partial(_with_gradients(f, 3), *deepcopy(inputs))  # noqa: E731
     tried = {cause: run(fault) for cause, fault in faults.items()}
-    label, rules = f"value and gradients, {case}, epsilon {inputs[-1]}", {"same": same_tensors, "odd": _odd_gradient}
-    compare(name, label, _with_gradients(function, 3), run(definition)(), tried, hint, inputs=inputs, **rules)
+    case, call = f"value and gradients, {case}, epsilon {inputs[-1]}", _with_gradients(function, 3)
+    compare(name, case, call, run(definition)(), tried, hint, same=same_tensors, odd=_odd_gradient, inputs=inputs)
 
 
 # -- clipped surrogate ------------------------------------------------------------------------------------------------
-def _surrogate(log_probs, old_log_probs, advantages, mask, clip_epsilon) -> Tensor:
+def _surrogate(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, clip_epsilon: float
+) -> Tensor:
     ratio, advantages = (log_probs - old_log_probs.detach()).exp(), advantages.detach()
     near = ratio.clamp(1 - clip_epsilon, 1 + clip_epsilon)
     return mean_over(torch.minimum(ratio * advantages, near * advantages), mask)
@@ -114,7 +125,9 @@ def check_clipped_surrogate(function: Callable[..., Tensor]) -> None:
 def _plain(combine: Callable[[Tensor, Tensor, float], Tensor]) -> Callable[..., Tensor]:
     """A faulty surrogate: `combine` turns ratio, advantages and epsilon into the numbers of each token."""
 
-    def fault(log_probs, old_log_probs, advantages, mask, clip_epsilon):
+    def fault(
+        log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, clip_epsilon: float
+    ) -> Tensor:
         ratio = (log_probs - old_log_probs.detach()).exp()
         return mean_over(combine(ratio, advantages.detach(), clip_epsilon), mask)
 
@@ -125,30 +138,40 @@ def _clip(ratio: Tensor, epsilon: float) -> Tensor:
     return ratio.clamp(1 - epsilon, 1 + epsilon)
 
 
-def _live_old(log_probs, old_log_probs, advantages, mask, clip_epsilon) -> Tensor:
+def _live_old(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, clip_epsilon: float
+) -> Tensor:
     ratio, advantages = (log_probs - old_log_probs).exp(), advantages.detach()
     return mean_over(torch.minimum(ratio * advantages, _clip(ratio, clip_epsilon) * advantages), mask)
 
 
-def _live_advantages(log_probs, old_log_probs, advantages, mask, clip_epsilon) -> Tensor:
+def _live_advantages(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, clip_epsilon: float
+) -> Tensor:
     ratio = (log_probs - old_log_probs.detach()).exp()
     return mean_over(torch.minimum(ratio * advantages, _clip(ratio, clip_epsilon) * advantages), mask)
 
 
-def _all_live(log_probs, old_log_probs, advantages, mask, clip_epsilon) -> Tensor:
+def _all_live(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, clip_epsilon: float
+) -> Tensor:
     ratio = (log_probs - old_log_probs).exp()
     return mean_over(torch.minimum(ratio * advantages, _clip(ratio, clip_epsilon) * advantages), mask)
 
 
-def _padded(log_probs, old_log_probs, advantages, mask, clip_epsilon) -> Tensor:
+def _padded(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, clip_epsilon: float) -> Tensor:
     return _surrogate(log_probs, old_log_probs, advantages, torch.ones_like(mask), clip_epsilon)
 
 
-def _over_all(log_probs, old_log_probs, advantages, mask, clip_epsilon) -> Tensor:
+def _over_all(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, clip_epsilon: float
+) -> Tensor:
     return _surrogate(log_probs, old_log_probs, advantages, mask, clip_epsilon) * mask.double().mean()
 
 
-def _whole_rows(log_probs, old_log_probs, advantages, mask, clip_epsilon) -> Tensor:
+def _whole_rows(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, clip_epsilon: float
+) -> Tensor:
     old = torch.where(mask, old_log_probs.detach(), 0)
     change = (torch.where(mask, log_probs, 0) - old).sum(1, keepdim=True).expand_as(log_probs)
     ratio, advantages = change.exp(), advantages.detach()
@@ -160,12 +183,14 @@ def _plain_log_probs(term: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda new, old, a, mask, e: mean_over(term(new, old.detach(), a.detach(), e), mask)
 
 
-def _ratio_one(log_probs, old_log_probs, advantages, mask, clip_epsilon) -> Tensor:
+def _ratio_one(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, clip_epsilon: float
+) -> Tensor:
     return _surrogate(log_probs, log_probs, advantages, mask, clip_epsilon)
 
 
 _DATA = "a missing detach: {} are data, and the policy's loss must not reach what made them"
-_SURROGATE_FAULTS = {
+_SURROGATE_FAULTS: dict[str, Callable[..., Tensor]] = {
     "the sign: an objective is maximised; this is the loss": lambda *x: -_surrogate(*x),
     "this is the maximum; take the minimum": _plain(lambda r, a, e: torch.maximum(r * a, _clip(r, e) * a)),
     "the clipped term alone; without the minimum a token that moved the wrong way has no gradient to come back": _plain(
@@ -216,7 +241,7 @@ _SURROGATE_FAULTS = {
 
 
 # -- clipped value loss -----------------------------------------------------------------------------------------------
-def _value_loss(values, old_values, returns, mask, clip_epsilon) -> Tensor:
+def _value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip_epsilon: float) -> Tensor:
     old_values, returns = old_values.detach(), returns.detach()
     near = old_values + (values - old_values).clamp(-clip_epsilon, clip_epsilon)
     return mean_over(torch.maximum((values - returns).square(), (near - returns).square()) / 2, mask)
@@ -257,7 +282,7 @@ def check_value_loss(function: Callable[..., Tensor]) -> None:
 def _faulty_value(combine: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A faulty value loss: `combine` turns values, old values, returns and epsilon into the loss of each step."""
 
-    def fault(values, old_values, returns, mask, clip_epsilon):
+    def fault(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip_epsilon: float) -> Tensor:
         return mean_over(combine(values, old_values.detach(), returns.detach(), clip_epsilon), mask)
 
     return fault
@@ -267,12 +292,12 @@ def _moved(values: Tensor, old_values: Tensor, epsilon: float) -> Tensor:
     return old_values + (values - old_values).clamp(-epsilon, epsilon)
 
 
-def _live_value_loss(values, old_values, returns, mask, clip_epsilon) -> Tensor:
+def _live_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip_epsilon: float) -> Tensor:
     near = _moved(values, old_values, clip_epsilon)
     return mean_over(torch.maximum((values - returns).square(), (near - returns).square()) / 2, mask)
 
 
-_VALUE_FAULTS = {
+_VALUE_FAULTS: dict[str, Callable[..., Tensor]] = {
     "the sign: a loss is minimised": lambda *x: -_value_loss(*x),
     "the half is missing": lambda *x: 2 * _value_loss(*x),
     "this is the minimum; take the maximum, so that the larger error counts": _faulty_value(

@@ -5,6 +5,7 @@ from copy import deepcopy
 from functools import wraps
 from numbers import Real
 from operator import eq
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,17 +16,21 @@ IN_PLACE = "an argument is changed in place, and the caller still needs it: work
 RAISED = "your function raised this; the traceback above names the line"
 ASKED = "what is asked"
 
+Inputs = ParamSpec("Inputs")
+Got = TypeVar("Got")
+Expected = TypeVar("Expected")
 
-def exercise(check: Callable) -> Callable:
+
+def exercise(check: Callable[Inputs, None]) -> Callable[Inputs, None]:
     """The check, whose failure shows the message and, of a function that raised, its traceback.
 
     The lines of the check itself are left out of it: they hold the answer.
     """
 
     @wraps(check)
-    def quiet(*arguments, **options):
+    def quiet(*arguments: Inputs.args, **options: Inputs.kwargs) -> None:
         try:
-            return check(*arguments, **options)
+            check(*arguments, **options)
         except AssertionError as error:
             raise AssertionError(*error.args) from (error.__cause__ or error.__context__)
 
@@ -35,15 +40,15 @@ def exercise(check: Callable) -> Callable:
 def compare(
     name: str,
     case: str,
-    call: Callable[..., object],
-    expected: object,
-    faults: Mapping[str, Callable[[], object]],
+    call: Callable[..., Got],
+    expected: Expected,
+    faults: Mapping[str, Callable[[], Expected]],
     hint: str,
     *,
-    same: Callable[[object, object], bool],
-    odd: Callable[[object, object], str | None] = lambda got, expected: None,
+    same: Callable[[Got, Expected], bool],
+    odd: Callable[[Got, Expected], str | None] = lambda got, expected: None,
     inputs: tuple = (),
-) -> object:
+) -> Got:
     """Run the reader's function; if the answer is another one, name every fault that would give it.
 
     Args:
@@ -92,7 +97,7 @@ def expect_data(name: str, case: str, call: Callable[..., Tensor], inputs: tuple
 
 def changed(before: object, after: object) -> bool:
     """Whether a tensor or a list holds other things than before; NaN counts as equal to NaN."""
-    if isinstance(before, Tensor):
+    if isinstance(before, Tensor) and isinstance(after, Tensor):
         return not torch.equal(before.detach().nan_to_num(), after.detach().nan_to_num())
     return isinstance(before, list) and before != after
 
@@ -125,8 +130,9 @@ def _tensors(got: object, expected: Tensor | float) -> tuple[object, Tensor]:
 
 
 def _other_shape(got: object, expected: object) -> str:
-    known = isinstance(got, Tensor) and isinstance(expected, Tensor)
-    return f"the shape, {list(got.shape)}; " if known and got.shape != expected.shape else ""
+    if isinstance(got, Tensor) and isinstance(expected, Tensor) and got.shape != expected.shape:
+        return f"the shape, {list(got.shape)}; "
+    return ""
 
 
 def fail(name: str, case: str, got: object, expected: object, cause: str, label: str = "usual cause") -> None:

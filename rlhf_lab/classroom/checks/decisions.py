@@ -98,21 +98,26 @@ def check_effective_horizon(function: Callable[[float, float], int]) -> None:
     cases = [(0.9, 0.2), (0.5, 0.25), (0.99, 0.01)]
     cases += [(round(random.uniform(0.3, 0.995), 3), round(random.uniform(0.01, 0.6), 3)) for _ in range(RANDOM_CASES)]
     for gamma, share in cases:
-        exact, steps = math.log(share) / math.log(gamma), _steps(gamma, share)
-        faults = {
-            "one too few: gamma^n is still above the share": lambda n=steps: n - 1,
-            "one too many: is the loop counting once more after it is done?": lambda n=steps: n + 1,
-            "not rounded up: steps are whole numbers": lambda x=exact: x,
-            "the rule of thumb 1 / (1 - gamma), which knows nothing of the share": lambda g=gamma: 1 / (1 - g),
-            "1 / (1 - gamma) rounded, which knows nothing of the share": lambda g=gamma: round(1 / (1 - g)),
-            "gamma loses a constant amount a step here; it loses a constant factor": lambda g=gamma, s=share: math.ceil(
-                (1 - s) / (1 - g)
-            ),
-            "the sign: both logarithms are negative, so their quotient is positive": lambda x=exact: -math.ceil(x),
-            "the quotient is upside down": lambda x=exact: math.ceil(1 / x),
-        }
-        _compare(name, f"gamma {gamma}, share {share}", function, steps, faults, hint, inputs=(gamma, share))
+        faults = _horizon_faults(gamma, share)
+        case, expected = f"gamma {gamma}, share {share}", _steps(gamma, share)
+        _compare(name, case, function, expected, faults, hint, inputs=(gamma, share))
     print(f"{name}: passed (3 cases by hand, {RANDOM_CASES} random ones)")
+
+
+def _horizon_faults(gamma: float, share: float) -> dict[str, Callable[[], float]]:
+    exact, steps = math.log(share) / math.log(gamma), _steps(gamma, share)
+    return {
+        "one too few: gamma^n is still above the share": lambda: steps - 1,
+        "one too many: is the loop counting once more after it is done?": lambda: steps + 1,
+        "not rounded up: steps are whole numbers": lambda: exact,
+        "the rule of thumb 1 / (1 - gamma), which knows nothing of the share": lambda: 1 / (1 - gamma),
+        "1 / (1 - gamma) rounded, which knows nothing of the share": lambda: round(1 / (1 - gamma)),
+        "gamma loses a constant amount a step here; it loses a constant factor": lambda: math.ceil(
+            (1 - share) / (1 - gamma)
+        ),
+        "the sign: both logarithms are negative, so their quotient is positive": lambda: -math.ceil(exact),
+        "the quotient is upside down": lambda: math.ceil(1 / exact),
+    }
 
 
 # -- one step of Bellman's equation -----------------------------------------------------------------------------------
@@ -143,11 +148,13 @@ def check_bellman_backup(function: Callable[[Tensor, Tensor, float, Tensor, Tens
     print(f"{name}: passed (a case by hand, {RANDOM_CASES} random ones, the true values are its fixed point)")
 
 
-def _q(transitions, rewards, gamma, values) -> Tensor:
+def _q(transitions: Tensor, rewards: Tensor, gamma: float, values: Tensor) -> Tensor:
     return rewards + gamma * torch.einsum("sat,t->sa", transitions, values)
 
 
-def _backup_faults(transitions, rewards, gamma, policy, values) -> dict[str, Callable[[], Tensor]]:
+def _backup_faults(
+    transitions: Tensor, rewards: Tensor, gamma: float, policy: Tensor, values: Tensor
+) -> dict[str, Callable[[], Tensor]]:
     q_values, backwards = _q(transitions, rewards, gamma, values), torch.einsum("tas,t->sa", transitions, values)
     reward, after = (policy * rewards).sum(1), torch.einsum("sa,sat,t->s", policy, transitions, values)
     return {
@@ -190,12 +197,15 @@ def check_greedy_policy(function: Callable[[Tensor, Tensor, float, Tensor], Tens
         cases.append((case, (mdp.transitions, rewards, mdp.gamma, values)))
     for case, inputs in cases:
         q_values = _q(*inputs)
-        rules = {"same": partial(_same_policy, q_values), "odd": partial(_odd_policy, q_values)}
-        compare(name, case, function, _one_hot(q_values), _greedy_faults(*inputs), hint, inputs=inputs, **rules)
+        same, odd = partial(_same_policy, q_values), partial(_odd_policy, q_values)
+        faults = _greedy_faults(*inputs)
+        compare(name, case, function, _one_hot(q_values), faults, hint, same=same, odd=odd, inputs=inputs)
     print(f"{name}: passed (2 cases by hand, {RANDOM_CASES} random ones)")
 
 
-def _greedy_faults(transitions, rewards, gamma, values) -> dict[str, Callable[[], Tensor]]:
+def _greedy_faults(
+    transitions: Tensor, rewards: Tensor, gamma: float, values: Tensor
+) -> dict[str, Callable[[], Tensor]]:
     q_values, backwards = _q(transitions, rewards, gamma, values), torch.einsum("tas,t->sa", transitions, values)
     best = q_values.amax(dim=1, keepdim=True)
     return {
@@ -219,7 +229,7 @@ def _one_hot(q_values: Tensor) -> Tensor:
     return torch.nn.functional.one_hot(q_values.argmax(dim=1), q_values.shape[1]).double()
 
 
-def _same_policy(q_values: Tensor, got, expected) -> bool:
+def _same_policy(q_values: Tensor, got: object, expected: Tensor) -> bool:
     """Where actions are equally good, the probability may lie on any of them."""
     best = q_values == q_values.amax(dim=1, keepdim=True)
     gathered = lambda p: torch.cat([p * ~best, (p * best).sum(dim=1, keepdim=True)], dim=1)  # noqa: E731
@@ -227,7 +237,7 @@ def _same_policy(q_values: Tensor, got, expected) -> bool:
     return shaped and same_tensors(gathered(got), gathered(expected))
 
 
-def _odd_policy(q_values: Tensor, got, expected) -> str | None:
+def _odd_policy(q_values: Tensor, got: object, expected: Tensor) -> str | None:
     if isinstance(got, Tensor) and got.shape == q_values.shape[:1]:
         return "one number a state; a policy is a law, [S, A], with a row of probabilities for each state"
     return _odd(got, expected)
@@ -260,7 +270,9 @@ def check_shaped_rewards(function: Callable[[Tensor, Tensor, float, Tensor], Ten
     print(f"{name}: passed (a case by hand, {RANDOM_CASES} random ones, the same best policy in all of them)")
 
 
-def _shaping_faults(transitions, rewards, gamma, potential) -> dict[str, Callable[[], Tensor]]:
+def _shaping_faults(
+    transitions: Tensor, rewards: Tensor, gamma: float, potential: Tensor
+) -> dict[str, Callable[[], Tensor]]:
     after, here = transitions @ potential, potential[:, None].expand_as(rewards)
     backwards = torch.einsum("tas,t->sa", transitions, potential)
     return {

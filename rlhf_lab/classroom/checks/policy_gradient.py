@@ -48,9 +48,9 @@ def check_score_function(function: Callable[[Tensor, Tensor], Tensor]) -> None:
         cases.append((f"random case {seed}, 3 rows of 4 actions", logits, torch.randint(4, (3,), generator=generator)))
     for case, logits, actions in cases:
         live = logits.clone().requires_grad_(True)
-        live.log_softmax(-1).gather(1, actions[:, None]).sum().backward()
+        (score,) = torch.autograd.grad(live.log_softmax(-1).gather(1, actions[:, None]).sum(), live)
         faults = _score_faults(logits, actions)
-        _compare(name, case, function, live.grad, faults, hint, inputs=(logits, actions))
+        _compare(name, case, function, score, faults, hint, inputs=(logits, actions))
         mean = lambda x, a: sum(p[:, None] * function(x, a * 0 + i) for i, p in enumerate(x.softmax(1).T))  # noqa: E731
         zero, hint_mean = torch.zeros_like(logits), "its mean over the policy's own actions must be 0"
         _compare(name, f"{case}, mean", mean, zero, {}, hint_mean, inputs=(logits, actions))
@@ -75,7 +75,7 @@ def _score_faults(logits: Tensor, actions: Tensor) -> Faults:
 
 
 # -- reward to go ----------------------------------------------------------------------------------------------------
-def _to_go(rewards: Tensor, gamma: float, mask: Tensor, *, masked=True, own=1, axis=1) -> Tensor:
+def _to_go(rewards: Tensor, gamma: float, mask: Tensor, *, masked: bool = True, own: int = 1, axis: int = 1) -> Tensor:
     """The definition as a sum over pairs of steps, with places to go wrong."""
     rewards = torch.where(mask, rewards, 0.0) if masked else rewards
     if axis == 0:
@@ -284,10 +284,10 @@ def check_importance_weights(function: Callable[[Tensor, Tensor, Tensor], Tensor
         new, old = (-2 * torch.rand(mask.shape, generator=generator, dtype=torch.float64) for _ in range(2))
         cases.append((f"random case {seed}, junk at padding", new, old, mask))
     cases.append(("two episodes of 2000 steps", *_long_episodes()))
-    for case, *inputs in cases:
-        faults = _weight_faults(*inputs)
-        odd = partial(odd_tensors, not_finite=OVERFLOW)
-        _compare(name, case, function, _weights(*inputs), faults, hint, inputs=tuple(inputs), odd=odd)
+    odd = partial(odd_tensors, not_finite=OVERFLOW)
+    for case, new, old, mask in cases:
+        faults = _weight_faults(new, old, mask)
+        _compare(name, case, function, _weights(new, old, mask), faults, hint, inputs=(new, old, mask), odd=odd)
     new, old, mask = cases[1][1:]
     cause = "a missing detach: a weight says how often, and its own gradient would be added to the estimate"
     live = new.clone().requires_grad_(True), old, mask

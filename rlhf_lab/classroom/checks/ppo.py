@@ -27,7 +27,7 @@ __all__ = ["check_clipped_surrogate", "check_gauges", "check_performance_differe
 
 
 # -- the two gauges ---------------------------------------------------------------------------------------------------
-def _gauges(log_probs, old_log_probs, mask, clip_epsilon) -> tuple[Tensor, Tensor]:
+def _gauges(log_probs: Tensor, old_log_probs: Tensor, mask: Tensor, clip_epsilon: float) -> tuple[Tensor, Tensor]:
     change = log_probs - old_log_probs
     outside = ((change.exp() - 1).abs() > clip_epsilon).double()
     return mean_over(change.exp() - 1 - change, mask), mean_over(outside, mask)
@@ -63,11 +63,12 @@ def check_gauges(function: Callable[..., tuple]) -> None:
     print(f"gauges: passed (2 cases by hand, {RANDOM_CASES} random ones, the exact KL of two laws)")
 
 
-def _pair(got) -> tuple[Tensor, Tensor]:
+def _pair(got: object) -> tuple[Tensor, Tensor]:
     got = list(got) if isinstance(got, Tensor) and got.dim() else got
     if not isinstance(got, tuple | list) or len(got) != 2:
         raise TypeError("expected two numbers, the approximate KL and the clip fraction")
-    return tuple(torch.as_tensor(x) for x in got)
+    kl, fraction = got
+    return torch.as_tensor(kl), torch.as_tensor(fraction)
 
 
 def _check_exact_kl(function: Callable, hint: str) -> None:
@@ -126,8 +127,8 @@ def _process(seed: int, gamma: float, states: int = 4, actions: int = 3) -> tupl
     moves[:states, :, -1], moves[-1, :, -1] = 0.2, 1
     rewards, start = draw(states + 1, actions), torch.ones(states + 1).double() / states
     rewards[-1] = start[-1] = 0
-    policies = (draw(states + 1, actions).softmax(-1) for _ in range(2))
-    return TabularMDP(moves, rewards, start, gamma), *policies
+    policy, old_policy = (draw(states + 1, actions).softmax(-1) for _ in range(2))
+    return TabularMDP(moves, rewards, start, gamma), policy, old_policy
 
 
 @exercise

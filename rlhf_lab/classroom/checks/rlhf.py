@@ -5,8 +5,9 @@ property that every right answer has. When something differs, the usual mistakes
 and the message names the one that gives the same numbers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,32 +43,28 @@ def check_optimal_law(function: Callable[[Tensor, Tensor, float], Tensor]) -> No
     large = torch.tensor([[0.5, 0.3, 0.2]]).double(), torch.tensor([[1900.0, 1901.0, 1899.0]]).double()
     cases.append(("scores of about 1900 (a constant added to all scores changes nothing)", *large, 1.0))
     for case, ref, scores, kl_coef in cases:
-        expected = (ref.log() + scores / kl_coef).softmax(-1)
-        tilted = ref * (scores / kl_coef).exp()
-        faults = {
-            "the sign: a higher score must make a reply more likely": lambda r=ref, s=scores, k=kl_coef: (
-                r.log() - s / k
-            ).softmax(-1),
-            "scores are multiplied by kl_coef; a small kl_coef must make the law sharper, so divide": (
-                lambda r=ref, s=scores, k=kl_coef: (r.log() + s * k).softmax(-1)
-            ),
-            "ref_law is missing: this is the optimum for a uniform reference": lambda s=scores, k=kl_coef: (
-                s / k
-            ).softmax(-1),
-            "the rows do not add up to 1: divide by the sum over replies": lambda t=tilted: t,
-            "the wrong axis: each row (prompt) is a law of its own, so normalise over the last axis": (
-                lambda r=ref, s=scores, k=kl_coef: (r.log() + s / k).softmax(0)
-            ),
-            "ref_law is added to the exponent without its logarithm": lambda r=ref, s=scores, k=kl_coef: (
-                r + s / k
-            ).softmax(-1),
-        }
+        expected, faults = (ref.log() + scores / kl_coef).softmax(-1), _law_faults(ref, scores, kl_coef)
         _compare(name, case, lambda r=ref, s=scores, k=kl_coef: function(r, s, k), expected, faults, hint)
     print(f"{name}: passed (a case by hand, 20 random ones, large scores)")
 
 
+def _law_faults(ref: Tensor, scores: Tensor, kl_coef: float) -> dict[str, Callable[[], Tensor]]:
+    return {
+        "the sign: a higher score must make a reply more likely": lambda: (ref.log() - scores / kl_coef).softmax(-1),
+        "scores are multiplied by kl_coef; a small kl_coef must make the law sharper, so divide": lambda: (
+            ref.log() + scores * kl_coef
+        ).softmax(-1),
+        "ref_law is missing: this is the optimum for a uniform reference": lambda: (scores / kl_coef).softmax(-1),
+        "the rows do not add up to 1: divide by the sum over replies": lambda: ref * (scores / kl_coef).exp(),
+        "the wrong axis: each row (prompt) is a law of its own, so normalise over the last axis": lambda: (
+            ref.log() + scores / kl_coef
+        ).softmax(0),
+        "ref_law is added to the exponent without its logarithm": lambda: (ref + scores / kl_coef).softmax(-1),
+    }
+
+
 # -- rewards per token ---------------------------------------------------------------------------------------
-def _ragged_case(seed: int, rows: int = 4, width: int = 4):
+def _ragged_case(seed: int, rows: int = 4, width: int = 4) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Scores, ended, log-probs, reference and mask of ragged replies, with junk where the mask is False."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, width + 1, (rows,), generator=generator)
@@ -79,7 +76,20 @@ def _ragged_case(seed: int, rows: int = 4, width: int = 4):
     return scores, ended, log_probs, ref, mask
 
 
-def _token_rewards(scores, ended, log_probs, ref, mask, kl_coef, penalty, *, at=0, sign=-1.0, axis=1, masked=True):
+def _token_rewards(
+    scores: Tensor,
+    ended: Tensor,
+    log_probs: Tensor,
+    ref: Tensor,
+    mask: Tensor,
+    kl_coef: float,
+    penalty: float,
+    *,
+    at: int = 0,
+    sign: float = -1.0,
+    axis: int = 1,
+    masked: bool = True,
+) -> Tensor:
     """The definition, with places to go wrong."""
     last = (mask.sum(axis) - 1 + at).clamp(0, mask.shape[1] - 1)
     place = torch.nn.functional.one_hot(last, mask.shape[1])
@@ -119,7 +129,7 @@ def check_token_rewards(function: Callable[..., Tensor]) -> None:
     print(f"{name}: passed (a case by hand, 20 random ones with junk at padding, no gradient)")
 
 
-def _reward_faults(*case) -> dict[str, Callable[[], Tensor]]:
+def _reward_faults(*case: Any) -> dict[str, Callable[[], Tensor]]:
     """Cause -> the rewards that it gives on this case."""
     scores, ended, log_probs, ref, mask, kl_coef, penalty = case
     kl, score = -kl_coef * (log_probs - ref) * mask, (scores - penalty * ~ended)[:, None]
@@ -141,7 +151,18 @@ def _reward_faults(*case) -> dict[str, Callable[[], Tensor]]:
 
 
 # -- a KL in the loss ----------------------------------------------------------------------------------------
-def _kl_loss(new, old, ref, mask, *, weight="sequence", detach=True, kind="k2", masked=True, mean=False):
+def _kl_loss(
+    new: Tensor,
+    old: Tensor,
+    ref: Tensor,
+    mask: Tensor,
+    *,
+    weight: str = "sequence",
+    detach: bool = True,
+    kind: str = "k2",
+    masked: bool = True,
+    mean: bool = False,
+) -> Tensor:
     """Sequence-level k2 with importance weights, and the ways to get it wrong."""
     if masked:
         new, old, ref = (torch.where(mask, x, 0.0) for x in (new, old, ref))
@@ -174,15 +195,15 @@ def check_kl_loss(function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) 
     """
     hint = "weight.detach() * 1/2 (log-ratio of the reply)^2 with weight = exp(sum(log_probs - old_log_probs))"
     for seed in range(10):
-        *inputs, expected = _kl_case(seed, on_policy=seed == 0)
+        world, ref, logits, old_logits, expected = _kl_case(seed, on_policy=seed == 0)
         case = f"world {seed}, samples of " + ("the policy itself" if seed == 0 else "an older policy")
-        gradient = partial(_expected_gradient, *inputs)
+        gradient = partial(_expected_gradient, world, ref, logits, old_logits)
         faults = {cause: partial(gradient, partial(_kl_loss, **options)) for cause, options in _KL_FAULTS.items()}
         _compare("gradient of kl_loss", case, partial(gradient, function), expected, faults, hint)
     print("kl_loss: passed (its expected gradient is that of the KL in 10 worlds, 9 of them off-policy)")
 
 
-_KL_FAULTS = {
+_KL_FAULTS: dict[str, dict[str, Any]] = {  # cause -> options of `_kl_loss`
     "the importance weight is missing: the samples are the old policy's": {"weight": "none"},
     "a missing detach: the weight must be data, or its own gradient is added": {"detach": False},
     "the importance weight is upside down: new over old": {"weight": "upside down"},
@@ -198,7 +219,7 @@ _KL_FAULTS = {
 }
 
 
-def _kl_case(seed: int, on_policy: bool):
+def _kl_case(seed: int, on_policy: bool) -> tuple[TokenWorld, Tensor, Tensor, Tensor, Tensor]:
     """A world, a reference, the policy's and the old policy's logits, and the exact gradient of the KL."""
     world = TokenWorld(3, 3, lambda prompt, tokens: 0.0, eos=0)
     generator = torch.Generator().manual_seed(seed)
@@ -208,7 +229,9 @@ def _kl_case(seed: int, on_policy: bool):
     return world, ref, logits, old_logits, world.kl_gradient(logits, world.law(ref))
 
 
-def _expected_gradient(world: TokenWorld, ref: Tensor, logits: Tensor, old_logits: Tensor, loss) -> Tensor:
+def _expected_gradient(
+    world: TokenWorld, ref: Tensor, logits: Tensor, old_logits: Tensor, loss: Callable[..., Tensor]
+) -> Tensor:
     """Gradient with respect to the logits of the expected loss over all replies of the old policy."""
     logits = logits.clone().requires_grad_(True)
     junk = torch.where(world.mask, 0.0, torch.tensor([0.3, -0.2, 0.4]).expand(world.mask.shape))
@@ -220,8 +243,9 @@ def _expected_gradient(world: TokenWorld, ref: Tensor, logits: Tensor, old_logit
         raise ValueError(f"kl_loss returned {got}, expected one number for each of {world.num_sequences} replies")
     if not values.requires_grad:
         raise ValueError("kl_loss returned a tensor without gradient; detach the importance weight only")
-    (world.law(old_logits)[0] * values).sum().backward()
-    return logits.grad
+    expectation = (world.law(old_logits)[0] * values).sum()
+    (gradient,) = torch.autograd.grad(expectation, logits, allow_unused=True, materialize_grads=True)
+    return gradient
 
 
 # -- refusals ------------------------------------------------------------------------------------------------
@@ -240,22 +264,24 @@ def check_over_refusal(function: Callable[[list], Interval]) -> None:
     counts = [(2, 6, 3, 1), (0, 10, 5, 5), (1, 1, 20, 0), (7, 93, 40, 10), (5, 0, 0, 3)]
     for refused, answered, rightly, complied in counts:
         verdicts = [_verdict(True, False)] * refused + [_verdict(False, False)] * answered
-        verdicts += [_verdict(True, True)] * rightly + [_verdict(False, True)] * complied + [None]
+        verdicts += [_verdict(True, True)] * rightly + [_verdict(False, True)] * complied
         case = f"{refused} of {refused + answered} harmless and {rightly} of {rightly + complied} harmful"
         case += " requests refused, one reply without a verdict"
         expected = proportion_interval(refused, refused + answered)
         faults = _over_refusal_faults(refused, answered, rightly, complied)
-        compare("over_refusal", case, lambda v=verdicts: function(v), expected, faults, hint, same=_agree)
+        compare("over_refusal", case, lambda v=verdicts: function([*v, None]), expected, faults, hint, same=_agree)
     print("over_refusal: passed (5 mixtures of harmless and harmful requests)")
 
 
-def _agree(got, expected: Interval) -> bool:
+def _agree(got: object, expected: Interval) -> bool:
     return isinstance(got, Interval) and all(
         abs(getattr(got, part) - getattr(expected, part)) < TOLERANCE for part in ("mean", "low", "high", "count")
     )
 
 
-def _over_refusal_faults(refused: int, answered: int, rightly: int, complied: int) -> dict[str, Callable[[], Interval]]:
+def _over_refusal_faults(
+    refused: int, answered: int, rightly: int, complied: int
+) -> Mapping[str, Callable[[], Interval]]:
     """Cause -> what gives the interval that it leads to."""
     harmless, harmful = refused + answered, rightly + complied
     everyone = harmless + harmful

@@ -31,7 +31,7 @@ def _whole(seed: int, count: int, below: int) -> list[int]:
 
 
 # -- one update of Q-learning -----------------------------------------------------------------------------------------
-def _with(q: Tensor, s: int, a: int, value) -> Tensor:
+def _with(q: Tensor, s: int, a: int, value: Tensor | float) -> Tensor:
     new = q.clone()
     new[s, a] = value
     return new
@@ -62,7 +62,9 @@ def check_q_update(function: Callable[..., Tensor]) -> None:
     print(f"{name}: passed (2 cases by hand, {RANDOM_CASES} random ones, the table given is left alone)")
 
 
-def _update_faults(q, s, a, r, s_next, over, rate, gamma) -> dict[str, Callable[[], Tensor]]:
+def _update_faults(
+    q: Tensor, s: int, a: int, r: float, s_next: int, over: bool, rate: float, gamma: float
+) -> dict[str, Callable[[], Tensor]]:
     going_on, old = float(not over), q[s, a]
     put = lambda later, by=rate: _with(q, s, a, old + by * (r + later - old))  # noqa: E731
     return {
@@ -187,7 +189,9 @@ def _pick(values: Tensor, by: Tensor) -> Tensor:
     return values.gather(1, by.argmax(1, keepdim=True)).squeeze(1)
 
 
-def _double_faults(rewards, discounts, online, target) -> dict[str, Callable[[], Tensor]]:
+def _double_faults(
+    rewards: Tensor, discounts: Tensor, online: Tensor, target: Tensor
+) -> dict[str, Callable[[], Tensor]]:
     later = _pick(target, online)
     return {
         "the target network chooses and values: these are single targets": lambda: rewards + discounts * target.amax(1),
@@ -242,12 +246,12 @@ def check_soft_value(function: Callable[[Tensor, Tensor, float], Tensor]) -> Non
     cases.append(("rows of values near 500, 0 and -500, beta 0.1", (large, even.expand(3, 2), 0.1)))
     for case, inputs in cases:
         q, ref, _ = inputs
-        rules = {"same": same_tensors, "odd": partial(_odd_soft, q, ref)}
-        compare(name, case, function, _soft(*inputs), _soft_faults(*inputs), hint, inputs=inputs, **rules)
+        odd = partial(_odd_soft, q, ref)
+        _compare(name, case, function, _soft(*inputs), _soft_faults(*inputs), hint, inputs=inputs, odd=odd)
     print(f"{name}: passed (a case by hand, {RANDOM_CASES} random ones, a forbidden action, large values)")
 
 
-def _odd_soft(q: Tensor, ref: Tensor, got, expected) -> str | None:
+def _odd_soft(q: Tensor, ref: Tensor, got: object, expected: Tensor) -> str | None:
     if not isinstance(got, Tensor) or got.shape != expected.shape:
         return _odd(got, expected)
     if (ref == 0).any() and got.isfinite().all():

@@ -8,8 +8,9 @@ same answer.
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import combinations, pairwise, product
+from itertools import combinations, pairwise, permutations, product
 from random import Random
+from typing import Any
 
 from rlhf_lab.classroom.checks.comparing import compare, exercise
 
@@ -17,7 +18,7 @@ RANDOM_CASES = 50
 Tiers = Sequence[Sequence[int]]
 
 
-def _same(got, expected) -> bool:
+def _same(got: Any, expected: list[tuple[int, int]] | float) -> bool:
     if isinstance(expected, list):
         try:
             return sorted(tuple(pair) for pair in got) == sorted(expected)
@@ -29,7 +30,7 @@ def _same(got, expected) -> bool:
         return False
 
 
-def _odd(got, expected) -> str | None:
+def _odd(got: object, expected: object) -> str | None:
     return "it returned None; is there a `return`?" if got is None else None
 
 
@@ -96,7 +97,7 @@ def check_agreement(function: Callable[[Sequence[float], Sequence[tuple[int, int
     cases = [([3.0, 0.5, 1.0], [(0, 1), (0, 2), (1, 2)]), ([-1.0, -2.0], [(0, 1)]), ([1.0, 1.0], [(0, 1)])]
     for _ in range(RANDOM_CASES):
         scores = [float(random.randint(-2, 2)) for _ in range(5)]
-        cases.append((scores, random.sample([p for p in product(range(5), repeat=2) if p[0] != p[1]], 6)))
+        cases.append((scores, random.sample(list(permutations(range(5), 2)), 6)))
     for scores, pairs in cases:
         faults = {
             "the sign: it counts the pairs where the worse reply has the higher score": lambda s=scores, p=pairs: (

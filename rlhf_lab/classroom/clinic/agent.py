@@ -1,9 +1,13 @@
 """A dialogue agent with six faults, as tutorials have it, the six repairs, and its training in Pebble Town."""
 
+# Chapter 06 shows the first methods of the agent as they stand here, as a reader would write them: without types.
+# mypy: disallow-untyped-defs=False
+
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from random import Random
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +80,8 @@ class TutorialPPO:
 
     def acting_law(self, observations: Tensor, state: Tensor | None) -> tuple[torch.distributions.Categorical, Tensor]:
         """The law of the next reply when the GRU begins to read with `state` [1, N, D]; and its state afterwards."""
-        encoder, head = self.policy.body
+        layers: Any = self.policy.body
+        encoder, head = layers
         lengths = (observations != 0).sum(1).clamp(min=1)
         states, _ = encoder.gru(encoder.embedding(observations[:, : int(lengths.max())]), state)
         last = states[torch.arange(len(states)), lengths - 1]
@@ -130,11 +135,11 @@ def rows_of(episodes: Episodes, rows: Tensor) -> Episodes:
 
 
 # The healthy methods, in the order in which the chapter puts them in.
-def td_errors_of_agent(self, rewards, values, discounts):
+def td_errors_of_agent(self: TutorialPPO, rewards: Tensor, values: Tensor, discounts: Tensor) -> Tensor:
     return rewards + discounts * values[:, 1:] - values[:, :-1]
 
 
-def accumulate_of_agent(self, errors, discounts):
+def accumulate_of_agent(self: TutorialPPO, errors: Tensor, discounts: Tensor) -> Tensor:
     advantage, columns = torch.zeros(len(errors)), []
     for t in reversed(range(errors.shape[1])):
         advantage = errors[:, t] + self.lam * discounts[:, t] * advantage
@@ -142,23 +147,23 @@ def accumulate_of_agent(self, errors, discounts):
     return torch.stack(columns[::-1], dim=1)
 
 
-def values_of_agent(self, observations):
+def values_of_agent(self: TutorialPPO, observations: Tensor) -> Tensor:
     return self.value(observations)
 
 
-def value_loss_of_agent(self, values, targets):
+def value_loss_of_agent(self: TutorialPPO, values: Tensor, targets: Tensor) -> Tensor:
     return (values - targets).square() / 4
 
 
-def ratio_of_agent(self, log_probs, old_log_probs):
+def ratio_of_agent(self: TutorialPPO, log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
     return torch.exp(log_probs - old_log_probs)
 
 
-def remember_of_agent(self, state):
+def remember_of_agent(self: TutorialPPO, state: Tensor) -> None:
     return None
 
 
-def ready_of_agent(self, advantages, mask):
+def ready_of_agent(self: TutorialPPO, advantages: Tensor, mask: Tensor) -> Tensor:
     return masked_whiten(advantages.detach(), mask)
 
 
@@ -210,7 +215,7 @@ def train_agent(
     environments: int = 32,
     steps: int = 32,
     visitors: int = 200,
-    **env,
+    **env: Any,
 ) -> Training:
     """Collect, learn, again; then greedy against the enumerated optimum.
 
@@ -218,7 +223,7 @@ def train_agent(
         agent: the class. visitors: who judge it. env: what `DialogueEnv` takes.
     """
     envs = make_envs(lambda: DialogueEnv(**env), environments, seed)
-    learner = agent(envs[0].vocabulary, int(envs[0].action_space.n), seed)
+    learner = agent(DialogueEnv(**env).vocabulary, len(KINDS), seed)
     runner, history = Runner(envs), History()
     for i in range(iterations):
         episodes = runner.collect(learner.act, steps, learner.gamma)
@@ -230,7 +235,7 @@ def train_agent(
 
 
 @torch.no_grad()
-def share_of_optimum(act: Callable[[Tensor], Tensor], visitors: int = 200, **env) -> float:
+def share_of_optimum(act: Callable[[Tensor], Tensor], visitors: int = 200, **env: Any) -> float:
     """Mean return over mean best return, on the same visitors, one after the other."""
     desk, earned = DialogueEnv(**env), 0.0
     for visitor in range(visitors):

@@ -68,7 +68,7 @@ def _live(*shape: int) -> Tensor:
     return _draws(shape, seed=8)[0].requires_grad_(True)
 
 
-def _forwards(self, errors, discounts):
+def _forwards(self: TutorialPPO, errors: Tensor, discounts: Tensor) -> Tensor:
     advantage, columns = torch.zeros(len(errors)), []
     for t in range(errors.shape[1]):
         advantage = errors[:, t] + self.lam * discounts[:, t] * advantage
@@ -77,7 +77,7 @@ def _forwards(self, errors, discounts):
 
 
 def _accumulate(decay: Callable) -> Callable:
-    def method(self, errors, discounts):
+    def method(self: TutorialPPO, errors: Tensor, discounts: Tensor) -> Tensor:
         advantage, columns = torch.zeros(len(errors)), []
         for t in reversed(range(errors.shape[1])):
             advantage = errors[:, t] + decay(self.lam, discounts[:, t]) * advantage

@@ -30,10 +30,11 @@ def check_whiten(function: Callable[[Tensor, Tensor], Tensor]) -> None:
         junk = torch.nan if seed % 2 else 50.0
         cases.append((f"random rows {seed}, {junk} at padding", torch.where(mask, x, junk), mask))
     not_finite = "not a number: NaN times 0 is NaN, so leave padding out of every sum, and put 0 there with torch.where"
-    rules = {"same": same_tensors, "odd": partial(odd_tensors, not_finite=not_finite)}
-    for case, *inputs in cases:
+    odd = partial(odd_tensors, not_finite=not_finite)
+    for case, x, mask in cases:
+        expected, inputs = masked_whiten(x, mask), (x, mask)
         faults = {cause: partial(fault, *inputs) for cause, fault in WHITEN_FAULTS.items()}
-        compare("whiten", case, function, masked_whiten(*inputs), faults, hint, inputs=tuple(inputs), **rules)
+        compare("whiten", case, function, expected, faults, hint, same=same_tensors, odd=odd, inputs=inputs)
     print("whiten: passed (a case by hand, 10 random ones with junk or NaN at padding)")
 
 
@@ -117,10 +118,10 @@ ALIVE_FAULTS: dict[str, Callable] = {
 }
 
 
-def _same_truth(got, expected) -> bool:
+def _same_truth(got: object, expected: bool) -> bool:
     return not _no_truth(got, expected) and bool(got) == expected
 
 
-def _no_truth(got, expected) -> str | None:
-    odd = isinstance(got, str | list | tuple | None) or getattr(got, "ndim", 0)
+def _no_truth(got: object, expected: bool) -> str | None:
+    odd = isinstance(got, str | list | tuple | None) or getattr(got, "ndim", 0) > 0
     return f"it returned {type(got).__name__} and not True or False; is there a `return`?" if odd else None

@@ -39,8 +39,8 @@ def _place(column: Callable[[Tensor], Tensor]) -> Callable:
 def _advantages(errors: Callable, lam: float = LAM) -> Callable:
     """An advantage part with other TD errors or another lambda."""
 
-    def part(rewards, values, discounts, mask):
-        surprise, running, columns = errors(rewards, values.detach(), discounts), 0.0, []
+    def part(rewards: Tensor, values: Tensor, discounts: Tensor, mask: Tensor) -> Tensor:
+        surprise, running, columns = errors(rewards, values.detach(), discounts), torch.zeros(()), []
         for t in reversed(range(rewards.shape[1])):
             running = torch.where(mask[:, t], surprise[:, t] + lam * discounts[:, t] * running, 0.0)
             columns.append(running)
@@ -49,11 +49,11 @@ def _advantages(errors: Callable, lam: float = LAM) -> Callable:
     return part
 
 
-def _td(rewards, values, discounts):
+def _td(rewards: Tensor, values: Tensor, discounts: Tensor) -> Tensor:
     return rewards + discounts * values[:, 1:] - values[:, :-1]
 
 
-def _chain_across(rewards, values, discounts, mask):
+def _chain_across(rewards: Tensor, values: Tensor, discounts: Tensor, mask: Tensor) -> Tensor:
     """The TD errors know where a row ends; their sum does not."""
     surprise = td_errors(rewards, values, discounts, mask)[mask]
     running, stream = 0.0, []

@@ -16,6 +16,7 @@ from rlhf_lab.classroom.clinic.oracles import (
     reduction_oracle,
     rows_oracle,
 )
+from rlhf_lab.classroom.clinic.parts import Parts
 from rlhf_lab.classroom.clinic.ward import CASES
 
 STEP = "the expected first step, over all 728 songs"
@@ -23,7 +24,7 @@ LATER = "the expected later step, over all 728 songs"
 PAIRS = "the expected step of groups of two, over all pairs of songs"
 ADVANTAGES = "the advantages of six random rows"
 WEIGHTS = "the weight of every token in the loss"
-WHAT = {
+WHAT: dict[Callable[[Parts | None], Tensor], str] = {
     gradient_oracle: STEP,
     moved_oracle: LATER,
     pairs_oracle: PAIRS,
@@ -47,16 +48,16 @@ class Measured:
         return f"cosine {cos:.4f}, {length:.3f} of the length, largest error {self.error:.1e}"
 
 
-def _same(got: object, expected: object) -> bool:
-    if not isinstance(got, Measured) or got.tensor.shape != expected.tensor.shape:
+def _same(got: Measured, expected: Measured) -> bool:
+    if got.tensor.shape != expected.tensor.shape:
         return False
     return torch.allclose(got.tensor, expected.tensor, rtol=0, atol=1e-6)
 
 
-def _answers(repair: Callable) -> Callable:
+def _answers(repair: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The reader's function, with a word for slips that would otherwise end in a puzzling error or in none."""
 
-    def part(*inputs):
+    def part(*inputs: Tensor) -> Tensor:
         given = [x.clone() for x in inputs]  # some of them are cached
         answer = repair(*given)
         if answer is None:

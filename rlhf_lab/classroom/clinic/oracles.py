@@ -135,6 +135,8 @@ def pairs_oracle(parts: Parts | None) -> Tensor:
     totals = world().scores - KL_COEF * (law.log() - ref_law.log())  # [2, N]
     if parts is None:
         return torch.cat([world().score_gradient(logits, law * totals).flatten(), torch.zeros(4 + 2 * GROUP).double()])
+    if parts.baseline is None:
+        raise ValueError("parts.baseline is None; expected a function of the totals of a group")
     count = totals.shape[1]
     weights = []
     for prompt in range(len(law)):
@@ -158,8 +160,8 @@ def rows_oracle(parts: Parts | None) -> Tensor:
     discounts = end_at_last_token(mask, ended)
     if parts is not None:
         return torch.where(mask, parts.advantages(rewards, values, discounts, mask), 0)
-    alone = [gae(*(x[b : b + 1] for x in (rewards, values, discounts, mask)), LAM) for b in range(6)]
-    return torch.cat(alone)
+    alone = zip(rewards.split(1), values.split(1), discounts.split(1), mask.split(1), strict=True)
+    return torch.cat([gae(*row, LAM) for row in alone])
 
 
 def reduction_oracle(parts: Parts | None) -> Tensor:

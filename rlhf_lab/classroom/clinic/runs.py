@@ -1,5 +1,6 @@
 """A training run of these parts: its curves, its songs, and the live checks that it violated."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -56,7 +57,8 @@ def train(parts: Parts, seed: int = 0, iterations: int = ITERATIONS, epochs: int
     logits = nn.Parameter(reference_logits().clone())
     table = nn.Parameter(torch.zeros(logits.shape[:2], dtype=torch.float64))
     optimiser = torch.optim.Adam([{"params": [logits], "lr": 0.1}, {"params": [table], "lr": 0.1}], eps=1e-5)
-    generator, history, fired = generator_for(seed, "clinic"), History(), {}
+    generator, history = generator_for(seed, "clinic"), History()
+    fired: dict[str, tuple[int, str]] = {}
     for step in range(1, iterations + 1):
         replies = sample(parts.sampling(logits), REPLIES, generator)
         data = prepare(parts, replies, logits, table)
@@ -85,7 +87,9 @@ def _few(replies: Replies) -> tuple[list[int], list[int]]:
 
 
 @torch.no_grad()
-def vital_signs(parts, replies: Replies, data: Prepared, logits, table, ratios) -> dict[str, float]:
+def vital_signs(
+    parts: Parts, replies: Replies, data: Prepared, logits: Tensor, table: Tensor, ratios: list[Tensor]
+) -> dict[str, float]:
     """The numbers of one iteration; over the mask that the code believes in, where a mask is needed."""
     mask = data.mask
     rows = logits[replies.prompts[:, None], replies.prefixes]
@@ -105,7 +109,7 @@ def vital_signs(parts, replies: Replies, data: Prepared, logits, table, ratios) 
     }
 
 
-def violations(replies: Replies, data: Prepared, log_probs: Tensor, step: int):
+def violations(replies: Replies, data: Prepared, log_probs: Tensor, step: int) -> Iterator[tuple[str, str]]:
     """(name, message) of each live check of the library that this iteration violates."""
     mask, tolerance = data.mask, invariants.tolerance_for(log_probs.dtype)
     checks = {

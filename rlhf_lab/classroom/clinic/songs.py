@@ -85,7 +85,7 @@ def every_reply(logits: Tensor) -> tuple[Replies, Tensor]:
     return replies_of(prompts, torch.arange(law.shape[1]).repeat(len(law)), logits), law.flatten()
 
 
-def score_tokens(logits, prompts, prefixes, tokens, mask) -> Tensor:
+def score_tokens(logits: Tensor, prompts: Tensor, prefixes: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     """[B, T] log-probs of tokens; 0 where mask is False. Differentiable."""
     rows = logits[prompts[:, None], prefixes].log_softmax(-1)  # [B, T, V]
     return torch.where(mask, rows.gather(-1, tokens[..., None]).squeeze(-1), 0)

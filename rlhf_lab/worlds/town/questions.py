@@ -196,7 +196,10 @@ def town_prompt(conversation: Conversation) -> Prompt:
     """
     prompt = recognise(conversation)
     if prompt is None:
-        raise ValueError(f"conversation is {conversation!r:.80}; expected a prompt of the town, which recognise knows")
+        raise ValueError(
+            f"conversation is {conversation!r:.80}; expected a prompt of the town: town.prompts draws some, and "
+            "town.recognise says whether a conversation is one"
+        )
     return prompt
 
 

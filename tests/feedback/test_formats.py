@@ -1,36 +1,28 @@
-"""Files of feedback: every form of preference, every kind of damage, and lossless round trips."""
+"""Files of preferences: every form, every kind of bad record, and lossless round trips."""
 
-import contextlib
 import csv
 import gzip
 import json
-import re
 
 import pytest
+from feedback_files import GOOD, any_text, conversations, saved
 from hypothesis import given, settings, strategies as st
 
-from rlhf_lab.feedback import formats as jsonl
-from rlhf_lab.feedback.events import Withdrawal, event_line, read_event_lines, read_events, write_events
-from rlhf_lab.feedback.formats import read_preferences, write_csv, write_preferences, write_unpaired
-from rlhf_lab.feedback.lines import FeedbackError
-from rlhf_lab.records import Comment, Comparison, Demonstration, Edit, Message, Ranking, Rating, as_conversation
-from rlhf_lab.training.files import SaveError
+from rlhf_lab.feedback import formats
+from rlhf_lab.feedback.formats import (
+    as_demonstrations,
+    as_preferences,
+    read_preferences,
+    write_csv,
+    write_preferences,
+    write_unpaired,
+)
+from rlhf_lab.feedback.lines import BadLine, FeedbackError
+from rlhf_lab.records import Comparison, Demonstration, Message, Ranking, as_conversation
 
-GOOD = {"prompt": "Hi", "chosen": "Hello.", "rejected": "Go away."}
 USER = {"role": "user", "content": "Hi"}
 BAD_REPLY = {"role": "assistant", "content": "Go away."}
 GOOD_REPLY = {"role": "assistant", "content": "Hello."}
-
-
-def saved(folder, *lines, name="mine.jsonl"):
-    path = folder / name
-    path.write_bytes(
-        b"".join(
-            x if isinstance(x, bytes) else (json.dumps(x) if not isinstance(x, str) else x).encode() + b"\n"
-            for x in lines
-        )
-    )
-    return path
 
 
 def read_one(folder, record):
@@ -110,8 +102,8 @@ def test_cut_against_its_definition(chosen, rejected):
         if chosen[: i + 1] == rejected[: i + 1] and chosen[i].isspace() and chosen[:i].strip()
     ]
     try:
-        prompt, *replies = jsonl._cut(chosen, rejected)
-    except jsonl.BadLine:
+        prompt, *replies = formats._cut(chosen, rejected)
+    except BadLine:
         assert chosen == rejected or not cuts
     else:
         assert prompt[0].content == chosen[: cuts[-1]].strip()
@@ -127,62 +119,6 @@ def test_explicit_texts_are_kept_as_they_stand(tmp_path):
 def test_rater_and_simulated_are_read(tmp_path):
     c = read_one(tmp_path, GOOD | {"rater": 3, "simulated": True})
     assert (c.rater, c.simulated) == ("3", True)
-
-
-# ---- the file as a whole -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("content", "name"),
-    [
-        (json.dumps(GOOD).encode(), "mine.jsonl"),  # no line end
-        (json.dumps(GOOD).encode() + b"\r\n\r\n  \n", "mine.jsonl"),
-        (b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\n", "mine.txt"),
-        (b"\xef\xbb\xbf\n" + json.dumps(GOOD).encode(), "mine.txt"),
-        (gzip.compress(json.dumps(GOOD).encode()), "mine.jsonl"),  # told by the content, not by the name
-        (json.dumps(GOOD).encode(), "mine.jsonl.gz"),
-        (gzip.compress(json.dumps(GOOD).encode() + b"\n") + gzip.compress(b"\n"), "two_parts.gz"),
-    ],
-    ids=["no line end", "CRLF", "mark", "mark and line", "gzip by content", "gzip by name only", "two parts"],
-)
-def test_harmless_wrapping(content, name, tmp_path):
-    (tmp_path / name).write_bytes(content)
-    assert list(read_preferences(tmp_path / name)) == [Comparison(as_conversation("Hi"), "Hello.", "Go away.")]
-
-
-def test_line_separators_inside_texts_do_not_end_a_line(tmp_path):
-    text = "one\u2028two\x85three\x0cfour"
-    [c] = read_preferences(saved(tmp_path, json.dumps(GOOD | {"chosen": text}, ensure_ascii=False)))
-    assert c.chosen == text.replace("\n", "")
-
-
-def whole(folder, content=None):
-    path = folder / "mine.jsonl"
-    if content is not None:
-        path.write_bytes(content)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("make", "expected"),
-    [
-        (lambda d: whole(d), "cannot be read (No such file"),
-        (lambda d: d, "is a folder; expected a file"),
-        (lambda d: whole(d, b""), "holds no line of feedback. Write one object a line"),
-        (lambda d: whole(d, b"\n \r\n"), "holds no line of feedback"),
-        (lambda d: whole(d, gzip.compress(b"")), "holds no line of feedback"),
-        (lambda d: whole(d, json.dumps(GOOD).encode("utf-16")), "is UTF-16; expected UTF-8. Save it again"),
-        (lambda d: whole(d, gzip.compress(json.dumps(GOOD).encode() * 2)[:-20]), "breaks off here"),
-        (lambda d: whole(d, gzip.compress(json.dumps(GOOD).encode())[:-1] + b"?"), "breaks off here"),
-        (lambda d: whole(d, b"\x1f\x8bnot gzip at all"), "breaks off here"),
-        (lambda d: whole(d, b"PAR1\x15\x04\xff\x15 parquet"), "line 1, line: byte 7 (0xff) is not UTF-8"),
-    ],
-)
-def test_a_useless_file_is_one_line_of_reason_and_remedy(make, expected, tmp_path):
-    with pytest.raises(FeedbackError) as caught:
-        read_preferences(make(tmp_path))
-    assert expected in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 # ---- bad lines ---------------------------------------------------------------------------------------------
@@ -293,39 +229,10 @@ def test_a_bad_line_is_named(case, tmp_path):
     assert len(read_preferences(path, skip_bad=True)) == 2
 
 
-def test_an_endless_line_is_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 1000)
-    path = saved(tmp_path, GOOD | {"chosen": "x" * 5000}, GOOD)
-    with pytest.raises(FeedbackError, match=r"line 1, line: the line is longer than 1000 bytes. Write one"):
-        read_preferences(path)
-    assert len(read_preferences(path, skip_bad=True)) == 1
-
-
-def test_all_bad_lines_are_collected_and_ten_are_shown(tmp_path):
-    path = saved(tmp_path, GOOD, *[GOOD | {"chosen": i} for i in range(25)], GOOD)
-    with pytest.raises(FeedbackError, match=re.escape("mine.jsonl: 25 of 27 lines cannot be used")) as caught:
-        read_preferences(path)
-    message = str(caught.value).splitlines()
-    assert [bad.number for bad in caught.value.bad] == list(range(2, 27))
-    assert len(message) == 12
-    assert message[1].startswith("  line 2, chosen: got 0; expected text")
-    assert message[-1] == "  and 15 more"
-
-
 def test_skipping_reports_what_was_skipped(tmp_path):
     good = read_preferences(saved(tmp_path, "oops", GOOD, GOOD | {"chosen": None}), skip_bad=True)
     assert len(good) == 1
     assert [(bad.number, bad.field) for bad in good.skipped] == [(1, "line"), (3, "chosen")]
-
-
-def test_damage_after_good_lines_is_reported_when_skipping(tmp_path):
-    many = b"".join(json.dumps(GOOD | {"chosen": f"reply {i * i}"}).encode() + b"\n" for i in range(5000))
-    path = whole(tmp_path, gzip.compress(many)[:-2000])
-    with pytest.raises(FeedbackError, match="breaks off here"):
-        read_preferences(path)
-    good = read_preferences(path, skip_bad=True)
-    assert 0 < len(good) < 5000
-    assert "breaks off here" in str(good.skipped[-1])
 
 
 def test_with_no_good_line_there_is_nothing_to_skip_to(tmp_path):
@@ -333,64 +240,7 @@ def test_with_no_good_line_there_is_nothing_to_skip_to(tmp_path):
         read_preferences(saved(tmp_path, "oops"), skip_bad=True)
 
 
-def test_thousands_of_lines(tmp_path):
-    path = saved(tmp_path, *[GOOD | {"chosen": f"reply {i}"} for i in range(5_000)])
-    comparisons = read_preferences(path)
-    assert [comparisons[0].chosen, comparisons[-1].chosen] == ["reply 0", "reply 4999"]
-
-
-@given(st.binary(max_size=80))
-def test_no_bytes_raise_anything_else(tmp_path_factory, data):
-    path = tmp_path_factory.getbasetemp() / "any.jsonl"
-    path.write_bytes(data)
-    for read in (read_preferences, read_events):
-        with contextlib.suppress(FeedbackError):
-            read(path)
-
-
 # ---- writing -----------------------------------------------------------------------------------------------
-
-any_text = st.text(max_size=20)
-raters = {"rater": st.text(st.characters(exclude_categories=()), max_size=9), "simulated": st.booleans()}
-
-
-def conversations(text):
-    roles = st.sampled_from(["system", "user", "assistant"])
-    start = st.lists(st.builds(Message, roles, text), max_size=2)
-    return st.builds(lambda messages, last: (*messages, Message("user", last)), start, text)
-
-
-@st.composite
-def rankings(draw):
-    replies = tuple(draw(st.lists(any_text, min_size=2, max_size=5)))
-    order, shown = (draw(st.permutations(range(len(replies)))) for _ in range(2))
-    status = draw(st.sampled_from(["done", "skipped", "all_bad"]))
-    cuts = sorted(draw(st.sets(st.integers(1, len(replies) - 1))))
-    tiers = tuple(tuple(order[a:b]) for a, b in zip([0, *cuts], [*cuts, len(replies)], strict=True))
-    tiers = tiers if status == "done" else ()
-    rater, simulated = draw(any_text), draw(st.booleans())
-    return Ranking(draw(conversations(any_text)), replies, tiers, tuple(shown), status, rater, simulated)
-
-
-prompts, finite = conversations(any_text), st.floats(0, 10)
-events = st.one_of(
-    rankings(),
-    st.builds(Rating, prompts, any_text, finite, st.just(0.0), st.just(10.0), **raters),
-    st.builds(Edit, prompts, any_text, any_text, **raters),
-    st.builds(Comment, prompts, any_text, any_text, **raters),
-    st.builds(Demonstration, prompts, any_text),
-    st.builds(Comparison, prompts, any_text.map("a{}".format), any_text.map("b{}".format), **raters),
-)
-
-
-@settings(max_examples=60)
-@given(st.lists(events, max_size=4))
-def test_events_come_back_equal(tmp_path_factory, records):
-    path = tmp_path_factory.getbasetemp() / "events.jsonl"
-    write_events(path, records)
-    assert read_events(path) == records
-    assert path.read_bytes().isascii()
-
 
 filled = conversations(any_text.map("x{}".format))
 comparisons = st.builds(
@@ -447,80 +297,37 @@ def test_table_of_a_dialogue_with_odd_characters(tmp_path):
     assert rows[1:] == [['system: Be kind.\n\nuser: 你好, "friend"\nHi', "😀", "b", "\\ud800", "true"]]
 
 
-@pytest.mark.parametrize("write", [write_events, write_preferences, write_unpaired, write_csv])
-def test_nothing_half_written(write, tmp_path):
-    path = saved(tmp_path, "what was there")
-
-    def broken():
-        yield from ()
-        raise RuntimeError("the source of the records failed")
-
-    with pytest.raises(RuntimeError):
-        write(path, broken())
-    assert path.read_text() == "what was there\n"
-    with pytest.raises(SaveError, match="Free some space or choose a folder"):
-        write(path / "below_a_file.jsonl", [])
-    assert [p.name for p in tmp_path.iterdir()] == ["mine.jsonl"]
+# ---- rows in memory ------------------------------------------------------------------------------------------
 
 
-# ---- event logs --------------------------------------------------------------------------------------------
-
-COMMENT = Comment(as_conversation("Hi"), "Hello.", "Friendly.")
-LINE = event_line(COMMENT)
-
-
-def test_withdrawn_events_do_not_count(tmp_path):
-    path = saved(tmp_path, LINE, event_line(Demonstration(as_conversation("Hi"), "Ho")), event_line(Withdrawal(1)))
-    assert read_events(path) == [Demonstration(as_conversation("Hi"), "Ho")]
-    assert list(read_event_lines(path).standing) == [2]
+def test_rows_and_records_may_be_mixed():
+    ranking = Ranking("Hi", ("a", "b"), ((0,), (1,)), (0, 1))
+    rows = [ranking, {"chosen": "The sky is blue.", "rejected": "The sky is green."}]
+    first, second = as_preferences(rows)
+    assert first is ranking
+    assert (second.chosen, second.rejected) == ("blue.", "green.")
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    whole = Demonstration("Hi", "Hello.")
+    forms = [
+        whole,
+        {"messages": talk},
+        {"prompt": talk[:1], "completion": talk[1:]},
+        {"prompt": "Hi", "completion": "Hello."},
+    ]
+    assert as_demonstrations(forms) == [whole] * 4
 
 
 @pytest.mark.parametrize(
-    ("lines", "expected"),
+    ("take", "row", "message"),
     [
-        ([GOOD], "type: got null; expected one of"),
-        ([{"type": "order"}], "type: got 'order'"),
-        ([{"type": ["ranking"]}], "type: got ['ranking']"),
-        ([{"type": "comment", "prompt": "Hi"}], "not a Comment"),
-        ([json.loads(LINE) | {"text": None}], "not a Comment (text is NoneType; expected text)"),
-        ([json.loads(LINE) | {"mood": 1}], "not a Comment"),
-        ([json.loads(LINE) | {"prompt": 3}], "not a Comment (prompt is 3"),
-        ([{"type": "ranking", "prompt": "Hi", "replies": 3, "tiers": [], "shown": []}], "not a Ranking"),
-        ([LINE, event_line(Withdrawal(2))], "withdraws line 2, where no event stands"),
-        ([LINE, event_line(Withdrawal(1)), event_line(Withdrawal(1))], "line 3, line: withdraws line 1"),
-        ([LINE, event_line(Withdrawal(-1))], "withdraws line -1"),
-        ([LINE, LINE[:30] + "\n" + LINE], "line 2, line: not JSON"),
+        (as_preferences, {"chosen": "a", "rejected": "a"}, r"row 0, rejected: the same as chosen"),
+        (as_preferences, {"prompt": 3, "chosen": "a", "rejected": "b"}, "row 0, prompt"),
+        (as_demonstrations, {"prompt": "Hi"}, "row 0, completion: the field is missing; found"),
+        (as_demonstrations, {"messages": [{"role": "user", "content": "Hi"}]}, "row 0"),
+        (as_demonstrations, {"prompt": "Hi", "completion": 3}, "row 0, completion"),
     ],
 )
-def test_bad_events_are_named(lines, expected, tmp_path):
-    with pytest.raises(FeedbackError) as caught:
-        read_events(saved(tmp_path, *lines))
-    assert expected in str(caught.value)
-
-
-@pytest.mark.parametrize("length", [1, 9, 12, 40, len(LINE) - 1])
-def test_a_torn_end_is_told_from_damage(length, tmp_path):
-    path = saved(tmp_path, LINE, LINE[:length].encode())
-    log = read_event_lines(path)
-    assert (list(log.standing.values()), log.lines, log.size, log.torn) == (
-        [COMMENT],
-        1,
-        len(LINE) + 1,
-        length,
-    )
-    with pytest.raises(FeedbackError, match=r"line 2, line: the line is incomplete\. Open the log with RankingSession"):
-        read_events(path)
-
-
-def test_an_event_without_line_end_is_whole(tmp_path):
-    log = read_event_lines(saved(tmp_path, LINE.encode()))
-    assert (len(log.standing), log.lines, log.size, log.torn) == (1, 1, len(LINE), 0)
-
-
-def test_a_file_of_another_kind_is_not_torn(tmp_path):
-    with pytest.raises(FeedbackError, match="not JSON"):
-        read_event_lines(saved(tmp_path, b"my notes"))
-
-
-def test_an_empty_log_has_no_events(tmp_path):
-    assert read_events(saved(tmp_path)) == []
+def test_a_row_that_cannot_be_used_is_named(take, row, message):
+    with pytest.raises(ValueError, match=message) as error:
+        take([row])
+    assert "\n" not in str(error.value)

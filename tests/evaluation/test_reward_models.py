@@ -1,0 +1,69 @@
+"""The report of a reward model against its definition, and what is not known of it."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from rlhf_lab.evaluation.reward_models import evaluate_reward_model, reward_model_report
+from rlhf_lab.maths.intervals import proportion_interval
+from rlhf_lab.models.reward_model import RewardModel
+from rlhf_lab.records import Ranking, as_conversation
+
+torch.set_num_threads(1)
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 40), st.integers(0, 10_000))
+def test_reward_model_report_is_the_definition(count, seed):
+    rng = np.random.default_rng(seed)
+    chosen, rejected, p = rng.integers(0, 4, count), rng.integers(0, 4, count), rng.random(count)
+    report = evaluate_reward_model(chosen, rejected, agreement=p)
+    right = expected = 0.0
+    for c, r, agree in zip(chosen, rejected, p, strict=True):
+        right += 1.0 if c > r else 0.5 if c == r else 0.0
+        expected += agree if c > r else 0.5 if c == r else 1 - agree
+    assert report.accuracy == proportion_interval(right, count)
+    assert report.expected_accuracy == pytest.approx(expected / count)
+    assert report.ceiling == pytest.approx(np.mean([max(x, 1 - x) for x in p]))
+    assert report.expected_accuracy <= report.ceiling + 1e-12
+    assert report.confidence == pytest.approx([1 / (1 + math.exp(-abs(d))) for d in chosen - rejected])
+
+
+def test_pairs_of_one_ranking_widen_the_interval():
+    # 40 rankings of 6 pairs that are right or wrong together: as good as 40 pairs, not as 240.
+    right = np.repeat(np.random.default_rng(0).random(40) < 0.75, 6)
+    scores = np.where(right, 1.0, -1.0)
+    groups = np.repeat(np.arange(40), 6)
+    alone, grouped = (evaluate_reward_model(scores, np.zeros(240), groups=g).accuracy for g in (None, groups))
+    forty = proportion_interval(right.sum() / 6, 40)
+    assert alone.mean == grouped.mean
+    assert grouped.high - grouped.low == pytest.approx(forty.high - forty.low, rel=0.1)
+    assert grouped.high - grouped.low > 2 * (alone.high - alone.low)
+
+
+@pytest.mark.parametrize("name", ["rejected_scores", "groups", "agreement"])
+def test_reward_model_report_refuses_other_lengths(name):
+    given_ = {"chosen_scores": [1.0, 2.0], "rejected_scores": [0.0, 0.0], name: [0.5]}
+    with pytest.raises(ValueError, match=name):
+        evaluate_reward_model(**given_)
+
+
+def ranked(question, rater="careful"):
+    return Ranking(
+        as_conversation(question), ("At six.", "The library closes at six."), ((1,), (0,)), (0, 1), "done", rater, True
+    )
+
+
+def test_the_best_possible_is_known_only_of_the_towns_prompts_and_its_rater(tiny_gpt2):
+    rm = RewardModel.from_language_model(tiny_gpt2, torch.Generator().manual_seed(0))
+    town, elsewhere = ranked("When does the library close?"), ranked("What is love?")
+    known = reward_model_report(rm, [town])
+    assert 0.5 <= known.ceiling <= 1
+    assert known.expected_accuracy <= known.ceiling
+    for others in ([elsewhere], [town, elsewhere], [ranked("When does the library close?", rater="hurried")]):
+        report = reward_model_report(rm, others)
+        assert (report.expected_accuracy, report.ceiling) == (None, None)
+        assert len(report.agreed) == len(others)
