@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from rlhf_lab.classroom.widgets import session as session_module
 from rlhf_lab.classroom.widgets.plain import MOST_LINES, RankingView
 from rlhf_lab.classroom.widgets.session import Progress, RankingSession
+from rlhf_lab.feedback import events
 from rlhf_lab.feedback.events import NotSaved, read_events, write_events
 from rlhf_lab.feedback.lines import FeedbackError
 from rlhf_lab.records import Comment, Ranking, as_conversation
@@ -327,7 +327,7 @@ def test_refused_system_calls_keep_the_judgement(step, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         if step == "open":
-            patch.setattr(session_module, "open", refuse, raising=False)
+            patch.setattr(events, "open", refuse, raising=False)
         else:
             patch.setattr(os, "fsync", refuse)
         with pytest.raises(NotSaved, match="Read-only file system"):
@@ -408,13 +408,13 @@ def test_a_locked_log_is_noticed(tmp_path):
 
 
 def test_without_locks_the_size_still_tells(tmp_path, monkeypatch):
-    monkeypatch.setattr(session_module, "fcntl", None)
+    monkeypatch.setattr(events, "fcntl", None)
     test_two_sessions_on_one_file_are_noticed(tmp_path)
 
 
 CLICKING = """
 import sys
-from rlhf_lab.widgets.session import RankingSession
+from rlhf_lab.classroom.widgets.session import RankingSession
 session = RankingSession([(f"prompt {i}", ["a", "b" * 3000]) for i in range(2000)], sys.argv[1])
 for number in range(2000):
     session.place(number % 2)

@@ -12,7 +12,7 @@ from rlhf_lab.maths.preferences import plackett_luce_loss
 from rlhf_lab.records import Message, as_conversation
 from rlhf_lab.worlds import town
 from rlhf_lab.worlds.town.facts import ATTRIBUTES, FACTS, HELD_OUT_NAMES, HELD_OUT_PAIRS, PLACES, VALUES
-from rlhf_lab.worlds.town.questions import QUESTIONS, _resolve_questions
+from rlhf_lab.worlds.town.questions import QUESTIONS, _resolve_questions, town_prompt
 from rlhf_lab.worlds.town.sentences import SENTENCES, SLOTS, fill, parse_reply, parse_sentence
 from rlhf_lab.worlds.town.skills import write_reply
 
@@ -143,6 +143,13 @@ def test_follow_ups_are_resolved_by_the_history():
 )
 def test_prompts_of_another_world_are_not_recognised(text):
     assert town.recognise(as_conversation(text) if text else (Message("user", ""),)) is None
+
+
+def test_what_must_be_a_prompt_of_the_town_and_is_none_is_named():
+    assert town_prompt(as_conversation("When does the library close?")) == ask("When does the library close?")
+    expected = r"conversation is .*'What is love\?'.*; expected a prompt of the town: town\.prompts draws some"
+    with pytest.raises(ValueError, match=expected):
+        town_prompt(as_conversation("What is love?"))
 
 
 # -- the oracle -------------------------------------------------------------------------------------------------------
