@@ -5,19 +5,20 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rlhf_lab.classroom.summary import MODEL_NAMES, ROWS, RunSummary
 from rlhf_lab.evaluation.policies import ModelReport, evaluate_replies
 from rlhf_lab.training.files import write_text_atomic
 
 
-def _object(description, properties):
+def _object(description: str, properties: dict[str, Any]) -> dict[str, Any]:
     """Schema of an object that holds all of `properties` and nothing else."""
     schema = {"type": "object", "description": description, "properties": properties}
     return schema | {"required": list(properties), "additionalProperties": False}
 
 
-def _or_null(schema):
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
     return {"anyOf": [schema, {"type": "null"}]}
 
 
@@ -87,7 +88,7 @@ def write_metrics(path: str | Path, summary: RunSummary) -> None:
     write_text_atomic(path, json.dumps(metrics_dict(summary), indent=2, allow_nan=False) + "\n")
 
 
-def plain(value):
+def plain(value: Any) -> Any:
     """The same with nothing but JSON's types: what is not finite becomes None, what JSON does not know its text."""
     if dataclasses.is_dataclass(value):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}

@@ -15,9 +15,7 @@ from rlhf_lab.models.language_model import LanguageModel, first_line
 from rlhf_lab.records import Conversation, PromptLike, as_conversation
 
 
-def encode_prompts(
-    lm: LanguageModel, conversations: Sequence[PromptLike], max_new_tokens: int = 0
-) -> list[list[int]]:
+def encode_prompts(lm: LanguageModel, conversations: Sequence[PromptLike], max_new_tokens: int = 0) -> list[list[int]]:
     """Token ids of each prompt through the chat template, up to where the assistant begins to write.
 
     Special tokens written out in a message become those tokens: whoever takes text from strangers must strip

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -81,13 +82,20 @@ def page(chromium):
 def run_all(page, url):
     """Open the notebook and run its cell."""
     page.goto(url)
-    page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
+    cell = page.locator(".jp-Notebook .jp-CodeCell").first
+    cell.wait_for()
     page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first.wait_for()
     page.wait_for_timeout(1500)  # idle comes before the kernel takes messages for widgets
     if (select := page.locator(".jp-Dialog button.jp-mod-accept")).count():
         select.first.click()
-    page.locator(".jp-Notebook .jp-CodeCell .cm-content").first.click()
-    page.keyboard.press("Shift+Enter")
+
+    def runs():  # a busy machine connects to the kernel late, and what was asked before is dropped
+        cell.locator(".cm-content").first.click()
+        page.keyboard.press("Shift+Enter")
+        page.wait_for_timeout(3000)
+        return re.search(r"[*\d]", cell.locator(".jp-InputPrompt").inner_text())
+
+    wait_for(runs)
     page.locator(".rlhf-ranking").wait_for()
 
 
