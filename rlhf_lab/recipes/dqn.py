@@ -16,7 +16,7 @@ from torch.nn.functional import smooth_l1_loss
 
 from rlhf_lab.experience.episodes import Episodes, MakeEnv, Runner, make_envs
 from rlhf_lab.models.policies import perceptron
-from rlhf_lab.training.configs import require
+from rlhf_lab.training.configs import above_zero, at_least_one, require, shares
 from rlhf_lab.training.history import Result, mean_rows
 from rlhf_lab.training.optimisers import clipped_step, linear, scale_rates
 from rlhf_lab.training.randomness import generator_for
@@ -68,13 +68,11 @@ class DQNConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = ("total_steps", "learning_starts", "train_every", "gradients", "batch", "target_every")
-        for name in (*counts, "evaluate_every"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("learning_rate", "max_grad_norm"):
-            require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "a number above 0")
-        for name in ("gamma", "final_fraction", "epsilon", "final_epsilon"):
-            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
+        at_least_one(self, "total_steps", "learning_starts", "train_every", "gradients")
+        at_least_one(self, "batch", "target_every")
+        at_least_one(self, "evaluate_every")
+        above_zero(self, "learning_rate", "max_grad_norm")
+        shares(self, "gamma", "final_fraction", "epsilon", "final_epsilon")
         require(0 < self.exploration <= 1, "exploration", self.exploration, "in (0, 1]")
         require(self.memory >= self.batch, "memory", self.memory, f"at least batch, {self.batch}")
         require(self.learning_starts < self.total_steps, "learning_starts", self.learning_starts, "below total_steps")

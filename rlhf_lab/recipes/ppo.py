@@ -26,7 +26,7 @@ from rlhf_lab.maths.objectives import (
 from rlhf_lab.maths.returns import gae
 from rlhf_lab.maths.tensors import masked_whiten
 from rlhf_lab.models.policies import sampling
-from rlhf_lab.training.configs import require
+from rlhf_lab.training.configs import at_least_one, from_zero, require, shares
 from rlhf_lab.training.history import Result, mean_rows
 from rlhf_lab.training.optimisers import clipped_step, linear, scale_rates
 from rlhf_lab.training.randomness import generator_for, minibatches
@@ -87,15 +87,12 @@ class PPOConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("total_steps", "environments", "steps", "epochs", "evaluate_every"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        at_least_one(self, "total_steps", "environments", "steps", "epochs", "evaluate_every")
         require(self.learning_rate < math.inf, "learning_rate", self.learning_rate, "a number above 0")
         for name in ("learning_rate", "adam_epsilon", "max_grad_norm", "clip_epsilon", "value_clip_epsilon"):
             require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
-        for name in ("value_coef", "entropy_coef", "kl_penalty", "kl_coef"):
-            require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "a number from 0 on")
-        for name in ("gamma", "gae_lambda", "final_fraction"):
-            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
+        from_zero(self, "value_coef", "entropy_coef", "kl_penalty", "kl_coef")
+        shares(self, "gamma", "gae_lambda", "final_fraction")
         batch = self.environments * self.steps
         require(2 <= self.minibatch <= batch, "minibatch", self.minibatch, f"from 2 to environments * steps, {batch}")
         least = batch // -(-batch // self.minibatch)

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rlhf_lab.models.language_model import LanguageModel, wrap_model
-from rlhf_lab.training.configs import require
+from rlhf_lab.training.configs import above_zero, at_least_one, from_zero, require
 from rlhf_lab.training.history import Result
 from rlhf_lab.training.optimisers import clipped_step, cosine_rate, make_optimiser, scale_rates
 from rlhf_lab.training.randomness import generator_for
@@ -86,12 +86,9 @@ class PretrainConfig:
         require(self.size in SIZES, "size", self.size, f"one of {list(SIZES)}")
         require(self.vocab_size >= 260, "vocab_size", self.vocab_size, "at least 260 (256 bytes and 4 special tokens)")
         require(self.context >= 2, "context", self.context, "at least 2 tokens")
-        for name in ("steps", "documents_per_step", "micro_batch", "evaluate_every", "checkpoint_every"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("learning_rate", "max_grad_norm"):
-            require(0 < getattr(self, name) < float("inf"), name, getattr(self, name), "a number above 0")
-        for name in ("weight_decay", "warmup"):
-            require(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "at least 0")
+        at_least_one(self, "steps", "documents_per_step", "micro_batch", "evaluate_every", "checkpoint_every")
+        above_zero(self, "learning_rate", "max_grad_norm")
+        from_zero(self, "weight_decay", "warmup")
 
 
 @dataclass(frozen=True, eq=False, repr=False)

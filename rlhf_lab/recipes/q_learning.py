@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.spaces import Discrete
 
 from rlhf_lab.experience.episodes import MakeEnv, make_envs
-from rlhf_lab.training.configs import require
+from rlhf_lab.training.configs import at_least_one, require, shares
 from rlhf_lab.training.history import Result
 from rlhf_lab.training.optimisers import linear
 from rlhf_lab.training.steps import Steps
@@ -42,11 +42,9 @@ class QLearningConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "log_every"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        at_least_one(self, "steps", "log_every")
         require(0 < self.learning_rate <= 1, "learning_rate", self.learning_rate, "in (0, 1]")
-        for name in ("learning_rate_power", "epsilon", "final_epsilon", "gamma"):
-            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
+        shares(self, "learning_rate_power", "epsilon", "final_epsilon", "gamma")
 
 
 @dataclass(frozen=True, eq=False, repr=False)

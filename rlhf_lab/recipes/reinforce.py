@@ -21,7 +21,7 @@ from rlhf_lab.maths.objectives import reinforce_objective
 from rlhf_lab.maths.returns import discounted_returns, gae, lambda_returns
 from rlhf_lab.maths.tensors import masked_mean, masked_sum
 from rlhf_lab.models.policies import sampling
-from rlhf_lab.training.configs import require
+from rlhf_lab.training.configs import above_zero, at_least_one, from_zero, require, shares
 from rlhf_lab.training.history import Result
 from rlhf_lab.training.optimisers import clipped_step
 from rlhf_lab.training.randomness import generator_for
@@ -71,14 +71,10 @@ class ReinforceConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "episodes", "max_steps", "value_epochs", "evaluate_every"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("learning_rate", "value_learning_rate"):
-            require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "a number above 0")
-        for name in ("entropy_coef", "kl_coef"):
-            require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "a number from 0 on")
-        for name in ("gamma", "gae_lambda"):
-            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
+        at_least_one(self, "iterations", "episodes", "max_steps", "value_epochs", "evaluate_every")
+        above_zero(self, "learning_rate", "value_learning_rate")
+        from_zero(self, "entropy_coef", "kl_coef")
+        shares(self, "gamma", "gae_lambda")
         require(self.baseline in BASELINES, "baseline", self.baseline, f"one of {BASELINES}")
         require(
             self.baseline != "mean" or self.episodes > 1, "episodes", self.episodes, "at least 2 with that baseline"

@@ -20,7 +20,7 @@ from rlhf_lab.models.language_model import LanguageModel
 from rlhf_lab.models.reward_model import RewardModel
 from rlhf_lab.models.tokens import TokenBatch, encode_prompts, encode_responses, make_batch
 from rlhf_lab.records import Comparison, Ranking
-from rlhf_lab.training.configs import require
+from rlhf_lab.training.configs import above_zero, at_least_one, from_zero, require
 from rlhf_lab.training.history import Result
 from rlhf_lab.training.optimisers import clipped_step, cosine_rate, make_optimiser, scale_rates
 from rlhf_lab.training.randomness import generator_for
@@ -64,13 +64,11 @@ class RewardConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = "epochs rankings_per_step micro_batch max_new_tokens evaluate_every checkpoint_every"
-        for name in counts.split():
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("learning_rate", "max_grad_norm"):
-            require(0 < getattr(self, name) < float("inf"), name, getattr(self, name), "a number above 0")
-        for name in ("weight_decay", "warmup"):
-            require(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "at least 0")
+        at_least_one(
+            self, "epochs", "rankings_per_step", "micro_batch", "max_new_tokens", "evaluate_every", "checkpoint_every"
+        )
+        above_zero(self, "learning_rate", "max_grad_norm")
+        from_zero(self, "weight_decay", "warmup")
         require(0 <= self.validation_share <= 0.5, "validation_share", self.validation_share, "0 to 0.5")
         require(
             self.loss in ("bradley_terry", "plackett_luce"), "loss", self.loss, "'bradley_terry' or 'plackett_luce'"

@@ -6,7 +6,6 @@ dropout), so the law that sampled is the law that is scored.
 Left out: several processes, reward whitening, per-token rewards from the reward model, value warm-up.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -44,7 +43,7 @@ from rlhf_lab.models.language_model import LanguageModel
 from rlhf_lab.models.reward_model import RewardModel
 from rlhf_lab.models.scoring import ValueHead, response_log_probs
 from rlhf_lab.records import Conversation, PromptLike, as_conversation
-from rlhf_lab.training.configs import require
+from rlhf_lab.training.configs import above_zero, at_least_one, from_zero, require
 from rlhf_lab.training.history import Result, mean_rows
 from rlhf_lab.training.optimisers import clipped_step, linear, scale_rates
 from rlhf_lab.training.randomness import generator_for, minibatches
@@ -146,14 +145,11 @@ class RLHFConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = ("iterations", "prompts_per_iteration", "max_new_tokens", "epochs", "minibatch_rows")
-        for name in (*counts, "micro_batch", "evaluate_every"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        rates = ("temperature", "learning_rate", "value_learning_rate", "clip_epsilon", "value_clip_epsilon")
-        for name in rates:
-            require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "a number above 0")
-        for name in ("value_coef", "entropy_coef", "kl_coef", "lm_coef", "missing_end_penalty"):
-            require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "a number from 0 on")
+        at_least_one(self, "iterations", "prompts_per_iteration", "max_new_tokens", "epochs")
+        at_least_one(self, "minibatch_rows", "micro_batch")
+        at_least_one(self, "evaluate_every")
+        above_zero(self, "temperature", "learning_rate", "value_learning_rate", "clip_epsilon", "value_clip_epsilon")
+        from_zero(self, "value_coef", "entropy_coef", "kl_coef", "lm_coef", "missing_end_penalty")
         for name in ("kl_target", "kl_stop"):
             got = getattr(self, name)
             require(got is None or got > 0, name, got, "above 0, or None")

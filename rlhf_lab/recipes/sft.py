@@ -16,7 +16,7 @@ from rlhf_lab.feedback.formats import as_demonstrations
 from rlhf_lab.models.language_model import LanguageModel
 from rlhf_lab.models.tokens import encode_prompts, encode_responses, make_batch
 from rlhf_lab.records import Demonstration
-from rlhf_lab.training.configs import require
+from rlhf_lab.training.configs import above_zero, at_least_one, from_zero, require
 from rlhf_lab.training.history import Result
 from rlhf_lab.training.optimisers import clipped_step, cosine_rate, make_optimiser, scale_rates
 from rlhf_lab.training.randomness import generator_for
@@ -53,13 +53,10 @@ class SFTConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = "steps demonstrations_per_step micro_batch max_new_tokens evaluate_every checkpoint_every"
-        for name in counts.split():
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("learning_rate", "max_grad_norm"):
-            require(0 < getattr(self, name) < float("inf"), name, getattr(self, name), "a number above 0")
-        for name in ("weight_decay", "warmup"):
-            require(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "at least 0")
+        at_least_one(self, "steps", "demonstrations_per_step", "micro_batch", "max_new_tokens")
+        at_least_one(self, "evaluate_every", "checkpoint_every")
+        above_zero(self, "learning_rate", "max_grad_norm")
+        from_zero(self, "weight_decay", "warmup")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
