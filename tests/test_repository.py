@@ -1,7 +1,11 @@
-"""What git carries stays small: a reader downloads all of it before the first chapter opens."""
+"""What git carries stays small, since a reader downloads all of it; what is declared is what is imported."""
 
+import ast
+import re
 import shutil
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -42,3 +46,16 @@ def test_tracked_files_are_small():
 )
 def test_a_large_file_is_found(sizes, expected):
     assert too_large(sizes) == expected
+
+
+def test_what_the_library_imports_is_declared_and_nothing_else():
+    imported = set()
+    for path in (ROOT / "rlhf_lab").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.split(".")[0])
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {re.split("[<>=]", need)[0].replace("-", "_") for need in project["dependencies"]}
+    assert declared - {"jupyterlab"} == imported - set(sys.stdlib_module_names) - {"rlhf_lab"}
