@@ -94,18 +94,26 @@ class Checkpoint:
         self.extra.update(state["extra"])
         return state["step"], History.from_list(state["history"])
 
-    def mark(self, step: int, history: History) -> None:
-        """The state is good as it is now: this is what the next saving keeps."""
-        if self.path is None:
-            return
-        state = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(), "extra": self.extra}
-        self._good = copy.deepcopy(state) if self.several_updates else state
-        self._good |= {"run": self.run, "step": step, "history": history.to_list()}
-
-    def save(self) -> None:
-        """Write the state that was good last; nothing is done without a path."""
+    def save(self, step: int, history: History) -> None:
+        """Write the state as it is now; nothing is done without a path."""
         if self.path is not None:
-            save_checkpoint(self.path, self._good)
+            save_checkpoint(self.path, self._state(step, history))
+
+    def mark(self, step: int, history: History) -> None:
+        """The state is good as it is now; a copy is kept where a failure could come between two updates."""
+        if self.path is not None and self.several_updates:
+            self._good = copy.deepcopy(self._state(step, history))
+
+    def save_good(self, step: int, history: History) -> int:
+        """After a failure: write the state that was good last, and return the step it is of."""
+        good = self._good or self._state(step, history)
+        if self.path is not None:
+            save_checkpoint(self.path, good)
+        return good["step"]
+
+    def _state(self, step: int, history: History) -> dict[str, Any]:
+        state = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(), "extra": self.extra}
+        return state | {"run": self.run, "step": step, "history": history.to_list()}
 
 
 class Steps:
@@ -164,8 +172,8 @@ class Steps:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._stop.__exit__(None, None, None)
         if isinstance(error, FloatingPointError) and self.checkpoint and self.checkpoint.path is not None:
-            self.checkpoint.save()
-            error.add_note(f"The last good state, after step {self.done}, is in {self.checkpoint.path}.")
+            step = self.checkpoint.save_good(self.done, self.history)
+            error.add_note(f"The last good state, after step {step}, is in {self.checkpoint.path}.")
 
     def __iter__(self) -> Iterator[int]:
         if self.evaluate and not len(self.history):
@@ -175,11 +183,12 @@ class Steps:
         for step in self._bar():
             self._row = []
             yield step
-            last = step + 1 == self.total
-            self._finish(step + 1, over=last or (self._interrupt.requested and self.checkpoint is None))
+            self.done = step + 1
+            last = self.done == self.total
+            self._end_row(over=last or (self._interrupt.requested and self.checkpoint is None))
             stop = self._interrupt.requested  # also where it came during an evaluation
-            if self.checkpoint and (last or stop or (step + 1) % self.checkpoint.every == 0):
-                self.checkpoint.save()
+            if self.checkpoint and (last or stop or self.done % self.checkpoint.every == 0):
+                self.checkpoint.save(self.done, self.history)
             if stop:
                 break
 
@@ -187,14 +196,13 @@ class Steps:
         steps, off = range(self.done, self.total), bars_off()
         return iter(tqdm(steps, desc=self.title, initial=self.done, total=self.total, leave=False, disable=off))
 
-    def _finish(self, done: int, over: bool) -> None:
+    def _end_row(self, over: bool) -> None:
         """Evaluate if it is time, and end the row of the step."""
-        due = over or done % self.evaluate_every == 0
+        due = over or self.done % self.evaluate_every == 0
         seen = self.evaluate() if self.evaluate and due else {}
-        self.history.add(self.number(done), *self._row, seen)
-        self.done = done
+        self.history.add(self.number(self.done), *self._row, seen)
         if self.checkpoint:
-            self.checkpoint.mark(done, self.history)
+            self.checkpoint.mark(self.done, self.history)
 
 
 def bars_off() -> bool:

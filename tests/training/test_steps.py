@@ -22,14 +22,24 @@ class Config:
     betas: tuple = (0.9, 0.95)
 
 
-def run(path=None, total=6, config=Config(), recipe="test", data="data", width=3, act=lambda step: None, **options):
+def run(
+    path=None,
+    total=6,
+    config=Config(),
+    recipe="test",
+    data="data",
+    width=3,
+    act=lambda step: None,
+    evaluate=None,
+    **options,
+):
     """A run of a linear model; `act` does something in the middle of a step. Returns its steps, model and file."""
     model = torch.nn.Linear(width, 1)
     torch.nn.init.ones_(model.weight)
     torch.nn.init.zeros_(model.bias)
     optimiser = make_optimiser(model, config.learning_rate, 0.1)
     file = Checkpoint(path, 2, recipe, config, {"data": data}, model, optimiser, {"sum": 0.0}, **options)
-    evaluate = lambda: {"norm": float(model.weight.detach().norm())}  # noqa: E731
+    evaluate = evaluate or (lambda: {"norm": float(model.weight.detach().norm())})
     with Steps("test", total, evaluate, 3, file if path or options else None) as steps:
         for step in steps:
             scale_rates(optimiser, cosine_rate(step, 6, 2))
@@ -120,6 +130,22 @@ def test_after_a_failure_the_last_good_state_is_kept(several_updates, tmp_path):
     assert error.value.__notes__ == [f"The last good state, after step 3, is in {path}."]
     assert load_checkpoint(path)["step"] == 3
     assert same(run(path), run()) == several_updates
+
+
+def test_an_evaluation_that_fails_after_an_update_leaves_weights_and_step_together(tmp_path):
+    """The update is done: going on must not make it again, so every weight is that of the whole run."""
+    path, looks = tmp_path / "run.pt", []
+
+    def evaluate():
+        looks.append(1)
+        if len(looks) == 2:
+            raise FloatingPointError("perplexity is nan")
+        return {}
+
+    with pytest.raises(FloatingPointError, match="perplexity"):
+        run(path, evaluate=evaluate)
+    assert load_checkpoint(path)["step"] == 3
+    assert all(map(torch.equal, run(path)[1].parameters(), run()[1].parameters()))
 
 
 def test_nothing_is_kept_without_a_path(tmp_path):
