@@ -72,7 +72,7 @@ def close(a: object, b: object) -> bool:
     """Whether two numbers are the same but for rounding that two machines may do differently; texts must be equal."""
     if not (isinstance(a, int | float) and isinstance(b, int | float)):
         return a == b
-    return math.isclose(a, b, rel_tol=RELATIVE, abs_tol=ABSOLUTE) or (math.isnan(a) and math.isnan(b))
+    return math.isclose(a, b, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
 
 
 def setups_path(path: Path) -> Path:
@@ -142,7 +142,7 @@ def put_run(path: Path, arm: Arm, seed: int, setup: tuple[str, dict], rows: Sequ
     """Store the rows of a run with its setup; setups that no row names any more go."""
     name, present = setup
     columns = {"setup": name, **arm.names, "seed": seed}
-    write_setups(path, read_setups(path) | {name: read_setups(path).get(name, present)})
+    write_setups(path, {name: present} | read_setups(path))
     put_rows(path, [columns | row for row in rows], (*arm.names, "seed"))
     used = {row["setup"] for row in read_rows(path)}
     write_setups(path, {name: stored for name, stored in read_setups(path).items() if name in used})

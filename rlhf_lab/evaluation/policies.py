@@ -4,18 +4,18 @@ A table of bare means from a few hundred replies invites stories about noise, so
 What is not known is None and never invented: the oracle judges only prompts of the town.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
 
 from rlhf_lab.evaluation.text import perplexity
-from rlhf_lab.experience.rollouts import sample_responses
+from rlhf_lab.experience.rewards import Reward
+from rlhf_lab.experience.rollouts import TEMPERATURE, sample_responses
 from rlhf_lab.maths.intervals import Interval, mean_interval, proportion_interval
 from rlhf_lab.maths.kl import kl_k1
 from rlhf_lab.models.language_model import LanguageModel
-from rlhf_lab.models.reward_model import RewardModel
 from rlhf_lab.models.scoring import response_log_probs
 from rlhf_lab.models.tokens import Rollout
 from rlhf_lab.training.randomness import generator_for
@@ -113,7 +113,7 @@ def evaluate_rollout(
     rollout: Rollout,
     *,
     reference: LanguageModel | None = None,
-    reward_model: RewardModel | Callable[[Rollout], Tensor] | None = None,
+    reward_model: Reward | None = None,
     good_texts: Sequence[str] = (),
     bad_texts: Sequence[str] = (),
     temperature: float = 1.0,
@@ -131,7 +131,7 @@ def evaluate_rollout(
     return ModelReport(
         **evaluate_replies(verdicts),
         by_skill={skill: evaluate_replies(some) for skill, some in sorted(skills.items())},
-        reward_score=_mean_or_none(_scores(reward_model, rollout)),
+        reward_score=_mean_or_none(reward_model(rollout) if reward_model else None),
         perplexity=perplexity(lm, good_texts) if len(good_texts) else None,
         perplexity_bad=perplexity(lm, bad_texts) if len(bad_texts) else None,
         kl=_mean_or_none(_reply_kl(lm, reference, rollout, temperature)),
@@ -146,7 +146,7 @@ def evaluate_model(
     *,
     generator: torch.Generator,
     reference: LanguageModel | None = None,
-    reward_model: RewardModel | Callable[[Rollout], Tensor] | None = None,
+    reward_model: Reward | None = None,
     good_texts: Sequence[str] = (),
     bad_texts: Sequence[str] = (),
     temperature: float = 1.0,
@@ -198,12 +198,6 @@ def _mean_or_none(values: Tensor | None) -> Interval | None:
     return None if values is None else mean_interval(values.tolist())
 
 
-def _scores(reward_model: RewardModel | Callable[[Rollout], Tensor] | None, rollout: Rollout) -> Tensor | None:
-    if isinstance(reward_model, RewardModel):
-        return reward_model.score_batch(rollout.batch)
-    return None if reward_model is None else reward_model(rollout)
-
-
 def _reply_kl(
     lm: LanguageModel, reference: LanguageModel | None, rollout: Rollout, temperature: float
 ) -> Tensor | None:
@@ -217,7 +211,7 @@ def _reply_kl(
 def true_reward(lm: LanguageModel, count: int = 240, seed: int = 0) -> Interval | None:
     """Mean true reward of sampled replies to `count` different held-out prompts of the town, with a 95 % interval.
 
-    Replies are drawn at temperature 0.7, as in training. Chapters 00, 10.
+    Replies are drawn at the temperature of training. Chapters 00, 10.
     """
     generator, prompts = generator_for(seed, "evaluation"), distinct_prompts("held_out", count, seed)
-    return evaluate_model(lm, prompts, generator=generator, temperature=0.7)[0].true_reward
+    return evaluate_model(lm, prompts, generator=generator, temperature=TEMPERATURE)[0].true_reward

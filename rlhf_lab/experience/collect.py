@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from rlhf_lab.experience.rollouts import sample_responses
+from rlhf_lab.experience.rollouts import TEMPERATURE, sample_responses
 from rlhf_lab.models.language_model import LanguageModel
 from rlhf_lab.records import Conversation, Ranking
 from rlhf_lab.training.randomness import generator_for
@@ -20,7 +20,7 @@ def rank_replies(
     generator: torch.Generator | None = None,
     *,
     rater: Rater = CAREFUL,
-    temperature: float = 0.7,
+    temperature: float = TEMPERATURE,
     max_new_tokens: int = 64,
 ) -> list[Ranking]:
     """Sample replies to prompts of the town and let a simulated rater rank those that differ.

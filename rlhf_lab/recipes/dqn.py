@@ -69,8 +69,7 @@ class DQNConfig:
 
     def __post_init__(self) -> None:
         at_least_one(self, "total_steps", "learning_starts", "train_every", "gradients")
-        at_least_one(self, "batch", "target_every")
-        at_least_one(self, "evaluate_every")
+        at_least_one(self, "batch", "target_every", "evaluate_every")
         above_zero(self, "learning_rate", "max_grad_norm")
         shares(self, "gamma", "final_fraction", "epsilon", "final_epsilon")
         require(0 < self.exploration <= 1, "exploration", self.exploration, "in (0, 1]")
@@ -153,8 +152,7 @@ def train_dqn(
         torch.manual_seed(config.seed)
         network = perceptron(*sizes, config.hidden) if network is None else network
     target = copy.deepcopy(network).requires_grad_(False)
-    groups = [{"params": list(network.parameters()), "peak": config.learning_rate}]
-    optimiser = torch.optim.Adam(groups, lr=config.learning_rate)
+    optimiser = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
     runner, memory, generator = Runner(envs), None, generator_for(config.seed, "dqn")
     updates, every, bursts = 0, config.train_every, -(-config.total_steps // config.train_every)
     look = None if evaluate is None else partial(evaluate, network)

@@ -175,8 +175,7 @@ def train_ppo(
     if reference is not None:
         invariants.check_reference_apart(policy, reference)
     agent = nn.ModuleList([policy, value])  # every parameter once, shared or not
-    groups = [{"params": list(agent.parameters()), "peak": config.learning_rate}]
-    optimiser = torch.optim.Adam(groups, lr=config.learning_rate, eps=config.adam_epsilon)
+    optimiser = torch.optim.Adam(agent.parameters(), lr=config.learning_rate, eps=config.adam_epsilon)
     runner, generator = Runner(envs), generator_for(config.seed, "ppo")
     size = config.environments * config.steps
     iterations = -(-config.total_steps // size)

@@ -24,7 +24,7 @@ from rlhf_lab.experience.rewards import (
     scores_of,
     token_rewards,
 )
-from rlhf_lab.experience.rollouts import prompts_of, sample_responses
+from rlhf_lab.experience.rollouts import TEMPERATURE, prompts_of, sample_responses
 from rlhf_lab.experience.updates import (
     Critic,
     Experience,
@@ -95,7 +95,7 @@ class RLHFConfig:
         iterations: sample-and-learn rounds, >= 1.
         prompts_per_iteration: replies sampled in each, >= 1; all prompts are used before any is used twice.
         max_new_tokens: limit of a reply, tokens.
-        temperature: > 0; divides the logits in sampling and in all scoring.
+        temperature: > 0 (0.7); divides the logits in sampling and in all scoring.
         epochs: passes over each rollout, >= 1 (Ouyang 2022 takes 1).
         minibatch_rows: most replies per optimiser step; a rollout is cut evenly.
         micro_batch: most rows in one pass; changes memory and speed, not the result. On a CPU few rows of one
@@ -122,7 +122,7 @@ class RLHFConfig:
     iterations: int = 60
     prompts_per_iteration: int = 96
     max_new_tokens: int = 64
-    temperature: float = 0.7
+    temperature: float = TEMPERATURE
     epochs: int = 2
     minibatch_rows: int = 48
     micro_batch: int = 16
@@ -146,8 +146,7 @@ class RLHFConfig:
 
     def __post_init__(self) -> None:
         at_least_one(self, "iterations", "prompts_per_iteration", "max_new_tokens", "epochs")
-        at_least_one(self, "minibatch_rows", "micro_batch")
-        at_least_one(self, "evaluate_every")
+        at_least_one(self, "minibatch_rows", "micro_batch", "evaluate_every")
         above_zero(self, "temperature", "learning_rate", "value_learning_rate", "clip_epsilon", "value_clip_epsilon")
         from_zero(self, "value_coef", "entropy_coef", "kl_coef", "lm_coef", "missing_end_penalty")
         for name in ("kl_target", "kl_stop"):
@@ -257,7 +256,9 @@ def train_rlhf(
     checks = new_checks(policy, reference or start, reward, head, state, config)
     inputs = {"policy": start.model, "reference": (reference or start).model, "prompts": conversations, "texts": texts}
     inputs |= {"reward": getattr(reward, "model", None), "value_init": getattr(value_init, "model", None)}
-    file = Checkpoint(checkpoint, checkpoint_every, "rlhf", config, inputs, networks, optimiser, state, True)
+    file = Checkpoint(
+        checkpoint, checkpoint_every, "rlhf", config, inputs, networks, optimiser, state, several_updates=True
+    )
     look = None if evaluate is None else partial(evaluate, policy)
     with Steps("RLHF", config.iterations, look, config.evaluate_every, file) as steps:
         for step in steps:
@@ -335,8 +336,8 @@ def new_losses(policy: LanguageModel, critic: Critic, config: RLHFConfig) -> Cal
 def new_optimiser(networks: torch.nn.ModuleDict, config: RLHFConfig) -> torch.optim.AdamW:
     """AdamW on policy and value, each with a peak rate of its own."""
     peaks = {"policy": config.learning_rate, "value": config.value_learning_rate}
-    groups = [{"params": list(networks[name].parameters()), "peak": peak} for name, peak in peaks.items()]
-    return torch.optim.AdamW(groups, lr=1.0, eps=config.optimiser.adam_epsilon, weight_decay=0.0, fused=True)
+    groups = [{"params": list(networks[name].parameters()), "lr": peak} for name, peak in peaks.items()]
+    return torch.optim.AdamW(groups, eps=config.optimiser.adam_epsilon, weight_decay=0.0, fused=True)
 
 
 def new_state(config: RLHFConfig) -> dict[str, Any]:

@@ -14,8 +14,8 @@ def make_optimiser(
     """AdamW with weight decay on matrices only, as nearly every language-model recipe has it."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "peak": learning_rate, "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "peak": learning_rate, "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
 
@@ -42,9 +42,12 @@ def linear(first: float, last: float, done: float) -> float:
 
 
 def scale_rates(optimiser: torch.optim.Optimizer, factor: float) -> float:
-    """Set the learning rate of every group to its peak (`group["peak"]`) times `factor`; returns that of the first."""
+    """Set the learning rate of every group to the one it was made with times `factor`; returns that of the first.
+
+    The first rate is kept as `initial_lr`, the name that torch's schedulers use, and so in a checkpoint too.
+    """
     for group in optimiser.param_groups:
-        group["lr"] = group["peak"] * factor
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
     return float(optimiser.param_groups[0]["lr"])
 
 

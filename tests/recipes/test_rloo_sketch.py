@@ -92,8 +92,8 @@ def train_rloo(
     conversations = tuple(map(as_conversation, prompts))
     start, policy = policy, policy.copy()
     policy.model.requires_grad_(True)
-    groups = [{"params": list(policy.model.parameters()), "peak": config.learning_rate}]
-    optimiser = torch.optim.AdamW(groups, lr=1.0, eps=1e-5, weight_decay=0.0, fused=True)
+    rate, parameters = config.learning_rate, policy.model.parameters()
+    optimiser = torch.optim.AdamW(parameters, lr=rate, eps=1e-5, weight_decay=0.0, fused=True)
     losses = partial(clipped_losses, policy, None, temperature=config.temperature, clip_epsilon=config.clip_epsilon)
     state = {"forward_tokens": 0, "check_tokens": 0}
     checks = LiveChecks(policy, config.temperature, config.max_new_tokens, 2 + config.epochs, state)

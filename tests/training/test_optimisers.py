@@ -22,7 +22,7 @@ def test_only_matrices_decay():
 
 def test_rates_are_a_share_of_their_peaks():
     _, optimiser = layer_and_optimiser()
-    optimiser.param_groups[1]["peak"] = 1.0
+    optimiser.param_groups[1]["lr"] = 1.0
     assert scale_rates(optimiser, 0.5) == 0.05
     assert [group["lr"] for group in optimiser.param_groups] == [0.05, 0.5]
 
