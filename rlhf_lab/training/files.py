@@ -4,6 +4,9 @@ Files are written beside their final name, flushed to the disk and moved there i
 Left out: several versions of a checkpoint and remote storage.
 """
 
+import glob
+import hashlib
+import io
 import os
 import shutil
 import zlib
@@ -23,7 +26,8 @@ class SaveError(OSError):
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
+    """Turn what the system says of a failed write to `path` into a SaveError with a remedy."""
     try:
         yield
     except SaveError:
@@ -35,6 +39,38 @@ def _explained(path: Path) -> Iterator[None]:
         ) from error
 
 
+def temporary_name(path: Path, end: str = "tmp") -> Path:
+    """A name beside `path` that tells whose it is: of this program, and of which process."""
+    return path.with_name(f".{path.name}.{os.getpid()}.rlhf_lab.{end}")
+
+
+def sweep(path: Path) -> None:
+    """Clear away what killed processes left beside `path`; a folder that was moved aside comes back if `path` is gone.
+
+    Whether a process lives can be asked on POSIX only; elsewhere everything stays.
+    """
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.rlhf_lab.*") if os.name == "posix" else ():
+        process, _, end = left.name[len(path.name) + 2 :].split(".")
+        if not process.isdigit() or int(process) == os.getpid() or _lives(int(process)):
+            continue
+        if end == "old" and not path.exists():
+            os.replace(left, path)
+        elif left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def write_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then move it to `path` in one step.
 
@@ -42,18 +78,20 @@ def write_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
         SaveError: disk full, read-only folder, ...; `path` is then as it was.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _explained(path):
+    temporary = temporary_name(path)
+    with explained(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            sweep(path)
             write(temporary)
-            _flush(temporary)
+            flush(temporary)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have the system write a file to the disk now."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
 
@@ -65,43 +103,6 @@ def write_text_atomic(path: str | Path, text: str) -> None:
         SaveError: as `write_atomic`.
     """
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline=""))
-
-
-@contextmanager
-def new_folder(path: str | Path) -> Iterator[Path]:
-    """A temporary folder that becomes `path` when the block ends well, replacing what was there.
-
-    Folders cannot be swapped in one step everywhere. A kill between the two moves leaves the old folder,
-    whole, as `.{name}.{process}.old` beside the final name; it never leaves a mixture.
-
-    Raises:
-        SaveError: as `write_atomic`.
-    """
-    path = Path(path)
-    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
-    with _explained(path):
-        try:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            yield temporary
-            for file in filter(Path.is_file, temporary.rglob("*")):
-                _flush(file)
-            _swap_folders(temporary, path, old)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _swap_folders(new: Path, path: Path, old: Path) -> None:
-    replaces = path.exists()
-    if replaces:
-        os.replace(path, old)
-    try:
-        os.replace(new, path)
-    except BaseException:
-        if replaces:
-            os.replace(old, path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def save_checkpoint(path: str | Path, state: dict) -> None:
@@ -129,6 +130,14 @@ def _torch_save(state: dict, path: Path) -> None:
         torch.save(state, path)
     except RuntimeError as error:  # what torch makes of a full disk, without the reason
         raise OSError("the disk is full, or its limit is reached") from error
+    data = path.read_bytes()
+    with open(path, "ab") as file:
+        file.write(_seal(data))
+
+
+def _seal(data: bytes | memoryview) -> bytes:
+    """What follows the data of a checkpoint: a checksum, because torch loads a file with changed bits."""
+    return b"\nrlhf_lab sha256 " + hashlib.sha256(data).hexdigest().encode() + b"\n"
 
 
 def load_checkpoint(path: str | Path) -> dict:
@@ -138,15 +147,19 @@ def load_checkpoint(path: str | Path) -> dict:
         CheckpointError: damaged, or not a checkpoint.
         OSError: missing or unreadable.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # a damaged file raises whatever its reader raises
-        # torch's own message advises to load without protection, so it is not repeated.
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} is no file; give the path of one, or of none yet")
+    data = path.read_bytes()
+    end = len(data) - len(_seal(b""))
+    if end < 0 or data[end:] != _seal(memoryview(data)[:end]):
         raise CheckpointError(
-            f"{path} is damaged, or is no checkpoint of this library; delete it to start again"
-        ) from error
+            f"{path} is damaged, or is no checkpoint of this library; give another file, or delete it to start again"
+        )
+    try:
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's own message advises to load without protection, so it is not repeated
+        raise CheckpointError(f"{path} holds what is not loaded, because it could run code; delete it") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__}; expected a dict; give another file")
     return state
@@ -163,7 +176,7 @@ def fingerprint(part: object) -> int:
         False
     """
     tensors = part.state_dict().values() if isinstance(part, torch.nn.Module) else [part]
-    digest = 0
+    digest = zlib.crc32(_shape_of_network(part).encode()) if isinstance(part, torch.nn.Module) else 0
     for item in tensors:
         if isinstance(item, torch.Tensor):  # as bytes, which also tells apart what prints alike
             data = item.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
@@ -171,3 +184,10 @@ def fingerprint(part: object) -> int:
             data = repr(item).encode()
         digest = zlib.crc32(data, digest)
     return digest
+
+
+def _shape_of_network(module: torch.nn.Module) -> str:
+    """Its layers, and of a transformer the config: two models may share all weights and compute different things."""
+    as_dict = getattr(getattr(module, "config", None), "to_dict", dict)
+    changing = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
+    return f"{module}{sorted((key, repr(value)) for key, value in as_dict().items() if key not in changing)}"

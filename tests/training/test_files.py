@@ -1,17 +1,21 @@
 """What was saved survives a kill at any moment."""
 
+import hashlib
 import os
 import pickle
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from rlhf_lab.training.files import (
     CheckpointError,
     SaveError,
     fingerprint,
     load_checkpoint,
-    new_folder,
     save_checkpoint,
     write_text_atomic,
 )
@@ -20,6 +24,8 @@ torch.set_num_threads(1)
 
 
 def save_folder(path, text):
+    from rlhf_lab.training.folders import new_folder
+
     with new_folder(path) as folder:
         (folder / "part").mkdir()
         (folder / "part" / "file").write_bytes(text.encode())
@@ -134,12 +140,6 @@ def test_full_disk(saver, tmp_path, full_disk):
     assert [path.name for path in tmp_path.iterdir()] == ["place"]
 
 
-def test_an_error_in_the_block_is_passed_on(tmp_path):
-    with pytest.raises(ValueError, match="mine"), new_folder(tmp_path / "place"):
-        raise ValueError("mine")
-    assert list(tmp_path.iterdir()) == []
-
-
 # ---- damaged files -------------------------------------------------------------------------------------------
 
 
@@ -154,6 +154,30 @@ def test_truncated_at_any_length(tmp_path):
         assert "\n" not in str(error.value)
 
 
+def test_a_changed_bit_is_found_wherever_it_is(tmp_path):
+    path = tmp_path / "run.pt"
+    save_checkpoint(path, {"weights": torch.zeros(50), "step": 3, "text": "b"})
+    data = path.read_bytes()
+    for place in range(0, len(data), 13):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+        with pytest.raises(CheckpointError, match=r"run\.pt is damaged"):
+            load_checkpoint(path)
+
+
+def test_a_folder_or_a_pipe_is_no_checkpoint_and_none_is_waited_for(tmp_path):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("folder", "pipe"):
+        with pytest.raises(CheckpointError, match="is no file"):
+            load_checkpoint(tmp_path / name)
+
+
+def seal_as_ours(path):
+    """A forger can compute a checksum too."""
+    data = path.read_bytes()
+    path.write_bytes(data + b"\nrlhf_lab sha256 " + hashlib.sha256(data).hexdigest().encode() + b"\n")
+
+
 class Harmful:
     def __reduce__(self):
         return os.mkdir, ("harm_was_done",)
@@ -163,6 +187,7 @@ class Harmful:
 def test_nothing_in_a_checkpoint_is_executed(tmp_path, monkeypatch, save):
     monkeypatch.chdir(tmp_path)
     save({"state": Harmful()}, tmp_path / "run.pt")
+    seal_as_ours(tmp_path / "run.pt")
     with pytest.raises(CheckpointError) as error:
         load_checkpoint(tmp_path / "run.pt")
     assert "weights_only" not in str(error.value)  # torch's advice would lead around the protection
@@ -171,6 +196,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path, monkeypatch, save):
 
 def test_other_content_and_no_file(tmp_path):
     torch.save(torch.ones(3), tmp_path / "run.pt")
+    seal_as_ours(tmp_path / "run.pt")
     with pytest.raises(CheckpointError, match="holds a Tensor"):
         load_checkpoint(tmp_path / "run.pt")
     with pytest.raises(FileNotFoundError):
@@ -186,3 +212,26 @@ def test_a_fingerprint_tells_apart_what_a_run_is_made_from():
     assert len({before, *map(fingerprint, parts)}) == len(parts) + 1
     assert fingerprint(layer) == fingerprint(torch.nn.ModuleDict({"a": layer})["a"])
     assert fingerprint(torch.ones(2, dtype=torch.bfloat16)) != fingerprint(torch.zeros(2, dtype=torch.bfloat16))
+
+
+def test_a_fingerprint_knows_what_a_model_computes_besides_its_weights():
+    """A scale of attention, say, is in the config and in no weight."""
+    configs = [
+        GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=9, scale_attn_weights=scale) for scale in (True, False)
+    ]
+    models = [GPT2LMHeadModel(config) for config in configs]
+    models[1].load_state_dict(models[0].state_dict())
+    assert fingerprint(models[0]) != fingerprint(models[1])
+    models[1].config.scale_attn_weights, models[1].config._name_or_path = True, "elsewhere"
+    assert fingerprint(models[0]) == fingerprint(models[1])
+
+
+def test_what_a_killed_program_left_is_cleared_away(tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    for writer in (write_file, save_folder):
+        (tmp_path / f".place.{child.pid}.rlhf_lab.tmp").mkdir()
+        writer(tmp_path / "place", "new")
+        assert [path.name for path in tmp_path.iterdir()] == ["place"]
+        shutil.rmtree(tmp_path / "place", ignore_errors=True)
+        (tmp_path / "place").unlink(missing_ok=True)
