@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from rlhf_lab.evaluation.text import perplexity
-from rlhf_lab.experience.rewards import Reward
+from rlhf_lab.experience.rewards import Reward, scores_of
 from rlhf_lab.experience.rollouts import TEMPERATURE, sample_responses
 from rlhf_lab.maths.intervals import Interval, mean_interval, proportion_interval
 from rlhf_lab.maths.kl import kl_k1
 from rlhf_lab.models.language_model import LanguageModel
 from rlhf_lab.models.scoring import response_log_probs
 from rlhf_lab.models.tokens import Rollout
+from rlhf_lab.training.configs import real_number, whole_number
 from rlhf_lab.training.randomness import generator_for
 from rlhf_lab.worlds.town.oracle import Verdict, score_replies
 from rlhf_lab.worlds.town.questions import distinct_prompts, recognise
@@ -131,7 +132,7 @@ def evaluate_rollout(
     return ModelReport(
         **evaluate_replies(verdicts),
         by_skill={skill: evaluate_replies(some) for skill, some in sorted(skills.items())},
-        reward_score=_mean_or_none(reward_model(rollout) if reward_model else None),
+        reward_score=_mean_or_none(scores_of(reward_model, rollout) if reward_model else None),
         perplexity=perplexity(lm, good_texts) if len(good_texts) else None,
         perplexity_bad=perplexity(lm, bad_texts) if len(bad_texts) else None,
         kl=_mean_or_none(_reply_kl(lm, reference, rollout, temperature)),
@@ -168,6 +169,10 @@ def evaluate_model(
     Returns:
         The ModelReport and the Rollout it is about.
 
+    Raises:
+        ValueError: no prompts, an impossible limit or temperature, a prompt longer than the context allows, texts that
+            are no list of texts, or a reward that is not one finite number a reply.
+
     Example:
         >>> import torch
         >>> from rlhf_lab.models.language_model import load_language_model
@@ -179,6 +184,8 @@ def evaluate_model(
 
     Chapter 11.
     """
+    whole_number("max_new_tokens", max_new_tokens, least=1)
+    real_number("temperature", temperature)
     rollout = sample_responses(
         lm, conversations, max_new_tokens=max_new_tokens, temperature=temperature, generator=generator
     )
@@ -213,5 +220,6 @@ def true_reward(lm: LanguageModel, count: int = 240, seed: int = 0) -> Interval 
 
     Replies are drawn at the temperature of training. Chapters 00, 10.
     """
+    whole_number("count", count, least=1)
     generator, prompts = generator_for(seed, "evaluation"), distinct_prompts("held_out", count, seed)
     return evaluate_model(lm, prompts, generator=generator, temperature=TEMPERATURE)[0].true_reward

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rlhf_lab.maths.intervals import Interval, finite, proportion_interval, ratio_of_means_bootstrap
+from rlhf_lab.maths.intervals import Interval, Share, finite, proportion_interval, ratio_of_means_bootstrap
 from rlhf_lab.maths.preferences import best_possible_accuracy, expected_accuracy
 from rlhf_lab.models.reward_model import RewardModel
 from rlhf_lab.records import Comparison, Conversation, Ranking
+from rlhf_lab.training.configs import require
 from rlhf_lab.worlds.town.oracle import score_replies
 from rlhf_lab.worlds.town.raters import CAREFUL
 
@@ -70,8 +71,12 @@ def evaluate_reward_model(
     if groups is None:
         accuracy = proportion_interval(float(agreed.sum()), len(agreed))
     else:
-        place = np.unique(np.asarray(groups), return_inverse=True)[1]
-        accuracy = ratio_of_means_bootstrap(np.bincount(place, agreed), np.bincount(place).astype(float))
+        names = np.asarray(groups)
+        known = names.ndim == 1 and names.dtype.kind in "iuU"
+        require(known, "groups", f"{groups!r:.60}", "a whole number or a name for each pair")
+        place = np.unique(names, return_inverse=True)[1]
+        of_groups = ratio_of_means_bootstrap(np.bincount(place, agreed), np.bincount(place).astype(float))
+        accuracy = Share(of_groups.mean, of_groups.low, of_groups.high, of_groups.count)
     expected = ceiling = None
     if agreement is not None:
         p = torch.tensor(finite(agreement, "agreement"))
@@ -81,8 +86,13 @@ def evaluate_reward_model(
     return RewardModelReport(accuracy, expected, ceiling, tuple(confidence.tolist()), tuple(agreed.tolist()))
 
 
-def reward_model_report(rm: RewardModel, preferences: Sequence[Ranking | Comparison]) -> RewardModelReport | None:
-    """Accuracy on held-out pairs, beside the best possible where the rater is the simulated one; None without pairs."""
+def reward_model_report(
+    rm: RewardModel, preferences: Sequence[Ranking | Comparison], max_new_tokens: int | None = None
+) -> RewardModelReport | None:
+    """Accuracy on held-out pairs, beside the best possible where the rater is the simulated one; None without pairs.
+
+    Longer replies than `max_new_tokens` are cut, as in training.
+    """
     pairs = [
         (row, record.prompt, *texts)
         for row, record in enumerate(preferences)
@@ -95,7 +105,7 @@ def reward_model_report(rm: RewardModel, preferences: Sequence[Ranking | Compari
     if not pairs:
         return None
     groups, prompts, chosen, rejected = zip(*pairs, strict=True)
-    scores = [rm.score(prompts, texts) * rm.score_std for texts in (chosen, rejected)]
+    scores = [rm.score(prompts, texts, max_new_tokens=max_new_tokens) * rm.score_std for texts in (chosen, rejected)]
     return evaluate_reward_model(
         scores[0].tolist(),
         scores[1].tolist(),

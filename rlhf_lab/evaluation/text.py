@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from rlhf_lab.maths.intervals import Interval, mean_interval, ratio_of_means_bootstrap
+from rlhf_lab.maths.intervals import Interval, Ratio, mean_interval, ratio_of_means_bootstrap
 from rlhf_lab.maths.tensors import length_mask, masked_sum
 from rlhf_lab.models.language_model import LanguageModel
+from rlhf_lab.training.configs import require, whole_number
 
 
 @torch.no_grad()
@@ -27,8 +28,10 @@ def document_nll(lm: LanguageModel, texts: Sequence[str], micro_batch: int = 16)
         nll [N] in nats and tokens [N].
 
     Raises:
-        ValueError: no documents, or one of fewer than two tokens.
+        ValueError: no documents, or one that is no text or has fewer than two tokens.
     """
+    _check_texts("texts", texts)
+    whole_number("micro_batch", micro_batch, least=1)
     rows = [lm.tokenizer(text)["input_ids"][: lm.max_length] for text in texts]
     short = [i for i, row in enumerate(rows) if len(row) < 2]
     if short or not rows:
@@ -68,7 +71,7 @@ def perplexity(lm: LanguageModel, texts: Sequence[str], micro_batch: int = 16) -
     Source: Jurafsky and Martin, Speech and Language Processing, chapter on n-gram models. Chapter 07.
     """
     nats = ratio_of_means_bootstrap(*document_nll(lm, texts, micro_batch), resamples=1000)
-    return Interval(math.exp(nats.mean), math.exp(nats.low), _exp(nats.high), nats.count)
+    return Ratio(math.exp(nats.mean), math.exp(nats.low), _exp(nats.high), nats.count)
 
 
 def _exp(x: float) -> float:
@@ -119,5 +122,14 @@ def rouge(replies: Sequence[str], references: Sequence[str]) -> dict[str, Interv
 
 
 def _check_pairs(replies: Sequence[str], references: Sequence[str]) -> None:
-    if isinstance(replies, str) or isinstance(references, str) or len(replies) != len(references) or not replies:
+    if isinstance(replies, str) or isinstance(references, str) or len(replies) != len(references) or not len(replies):
         raise ValueError("replies and references must be two non-empty lists of the same length, one text a row")
+    _check_texts("replies", replies)
+    _check_texts("references", references)
+
+
+def _check_texts(name: str, texts: Sequence[str]) -> None:
+    """Refuse one text, whose characters would be taken for texts, and what is no text."""
+    require(not isinstance(texts, str), name, texts, "a list of texts, not one text")
+    for i, text in enumerate(texts):
+        require(isinstance(text, str), f"{name}[{i}]", text, "a text")

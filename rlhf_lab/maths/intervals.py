@@ -6,6 +6,7 @@ Left out: significance stars, and corrections for many comparisons.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from scipy.special import ndtri
@@ -21,19 +22,33 @@ class Interval:
         mean: the estimate.
         low, high: ends of the interval; infinite where the data say nothing about the spread.
         count: values, pairs or documents it rests on.
+        neutral: of the class, the value of no difference: 0 for a mean or a difference.
     """
 
     mean: float
     low: float
     high: float
     count: int
+    neutral: ClassVar[float] = 0
 
     @property
     def verdict(self) -> str:
-        """'above 0', 'below 0', or 'INCONCLUSIVE' where the interval holds 0."""
-        if self.low > 0:
-            return "above 0"
-        return "below 0" if self.high < 0 else "INCONCLUSIVE"
+        """'above 0', 'below 0', or 'INCONCLUSIVE' where the interval holds 0; a `Share` says 0.5, a `Ratio` 1."""
+        if self.low > self.neutral:
+            return f"above {self.neutral}"
+        return f"below {self.neutral}" if self.high < self.neutral else "INCONCLUSIVE"
+
+
+class Share(Interval):
+    """A share in [0, 1], such as a win rate or an accuracy: no difference is one half."""
+
+    neutral = 0.5
+
+
+class Ratio(Interval):
+    """A ratio of means: no difference is 1."""
+
+    neutral = 1
 
 
 def mean_interval(values: Numbers, level: float = 0.95) -> Interval:
@@ -113,15 +128,17 @@ def proportion_interval(successes: float, count: int, level: float = 0.95) -> In
     # The ends are exactly 0 and 1 at shares 0 and 1; rounding would leave them a hair off.
     low = 0.0 if successes == 0 else (centre - half) / scale
     high = 1.0 if successes == count else (centre + half) / scale
-    return Interval(share, low, high, count)
+    return Share(share, low, high, count)
 
 
 def win_rate(wins: int, ties: int, losses: int, level: float = 0.95) -> Interval:
     """Share of comparisons won, a tie counted half, with `proportion_interval` (too wide with ties).
 
+    Its verdict compares it with one half: neither side wins more often.
+
     Example:
-        >>> win_rate(6, 2, 2).mean
-        0.7
+        >>> win_rate(6, 2, 2).mean, win_rate(60, 20, 20).verdict
+        (0.7, 'above 0.5')
     """
     if min(wins, ties, losses) < 0:
         raise ValueError(f"wins, ties and losses must be counts >= 0, got {wins}, {ties} and {losses}")
@@ -166,13 +183,16 @@ def ratio_of_means_bootstrap(
     picks = np.random.default_rng(seed).integers(count, size=(resamples, count))
     means = bottom[picks].mean(1)
     if count == 1 or (np.sign(means) != np.sign(bottom.mean())).any():
-        return Interval(ratio, -math.inf, math.inf, count)
+        return Ratio(ratio, -math.inf, math.inf, count)
     low, high = np.quantile(top[picks].mean(1) / means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(ratio, float(low), float(high), count)
+    return Ratio(ratio, float(low), float(high), count)
 
 
 def finite(values: Numbers, name: str) -> np.ndarray:
-    array = np.asarray(values, dtype=float)
+    try:
+        array = np.asarray(values, dtype=float)
+    except (RuntimeError, TypeError, ValueError):  # texts, None, rows of several lengths, a tensor that requires grad
+        array = np.array([])
     if array.ndim != 1 or not len(array) or not np.isfinite(array).all():
         raise ValueError(f"{name} must be one or more finite numbers in a row, got {values!r:.80}")
     return array

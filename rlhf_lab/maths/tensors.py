@@ -187,11 +187,11 @@ def _deviations(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, from_first - from_first.sum() / mask.sum(), 0)
 
 
-def _variance(deviations: Tensor, mask: Tensor) -> Tensor:
+def _variance(deviations: Tensor, mask: Tensor, least: int = 2) -> Tensor:
     count = int(mask.sum())
-    if count < 2:
-        raise ValueError(f"mask must have at least 2 True entries for a variance, got {count}")
-    return deviations.square().sum() / (count - 1)
+    if count < least:
+        raise ValueError(f"mask must have at least {least} True entries for a variance, got {count}")
+    return deviations.square().sum() / max(count - 1, 1)
 
 
 def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
@@ -199,8 +199,9 @@ def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
 
     y = (x - mean) / sqrt(var + 1e-8)    (+ mean, if not shift_mean)
 
-    Whiten a whole batch, before it is cut into minibatches. Constant entries become 0. Whitened advantages no
-    longer have the scale of the reward: the KL coefficient and the learning rate then act on another scale.
+    Whiten a whole batch, before it is cut into minibatches. Constant entries become 0, and so does one entry alone,
+    which has no variance. Whitened advantages no longer have the scale of the reward: the KL coefficient and the
+    learning rate then act on another scale.
 
     Args:
         x: any shape.
@@ -211,7 +212,7 @@ def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
         The shape of x; 0 where mask is False.
 
     Raises:
-        ValueError: fewer than 2 True entries, or mask does not fit x.
+        ValueError: no True entry, or mask does not fit x.
 
     Example:
         >>> masked_whiten(torch.tensor([1.0, 3.0, 9.0]), torch.tensor([True, True, False]))
@@ -220,5 +221,5 @@ def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     Source: Huang et al. 2024, The N+ Implementation Details of RLHF with PPO. Chapter 05.
     """
     deviations = _deviations(x, mask)
-    whitened = deviations * torch.rsqrt(_variance(deviations, mask) + 1e-8)
+    whitened = deviations * torch.rsqrt(_variance(deviations, mask, least=1) + 1e-8)
     return torch.where(mask, whitened if shift_mean else whitened + masked_mean(x, mask), 0)

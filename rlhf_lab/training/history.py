@@ -4,8 +4,9 @@ import html
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -37,17 +38,24 @@ class History:
 
         Raises:
             FloatingPointError: a number is NaN or infinite; the message names it and the step.
-            ValueError: two parts have a name in common, as where `evaluate` returns what a recipe logs itself.
+            ValueError: a part is no dictionary of names and numbers, or two have a name in common, as where
+                `evaluate` returns what a recipe logs itself; `step` is taken.
         """
-        row: dict[str, float | None] = {}
+        row: dict[str, float | None] = {"step": int(step)}
         for part in (*parts, numbers):
+            expected = "evaluate must give a dictionary of names and numbers"
+            if not isinstance(part, Mapping) or not all(isinstance(name, str) for name in part):
+                raise ValueError(f"there is {part!r:.80} at step {step}; {expected}")
             if twice := row.keys() & part.keys():
                 raise ValueError(f"{min(twice)!r} is there twice at step {step}; evaluate must give it another name")
-            row |= {name: None if value is None else float(value) for name, value in part.items()}
+            for name, value in part.items():
+                row[name] = number = None if value is None else _number(value)
+                if number is None is not value:
+                    raise ValueError(f"{name} is {value!r:.80} at step {step}; {expected}")
         for name, value in row.items():
             if value is not None and not math.isfinite(value):
                 raise FloatingPointError(f"{name} is {value} at step {step}")
-        self.rows.append({"step": int(step)} | row)
+        self.rows.append(row)
 
     def column(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """(steps, values) of the rows that have `name`, as arrays.
@@ -138,6 +146,15 @@ class Result(Generic[Model]):
         """The same for a notebook."""
         end = "stopped early" if self.interrupted else "done"
         return f"<p><b>{type(self).__name__}</b>, {end}; <code>.model</code> and</p>{self.history._repr_html_()}"
+
+
+def _number(value: Any) -> float | None:
+    """One number of any library as a float; None of what is no number."""
+    try:
+        one = value.item() if hasattr(value, "item") else value
+        return float(one) if isinstance(one, Real) else None
+    except (RuntimeError, ValueError):  # several numbers
+        return None
 
 
 def _cell(value: float | str | None) -> str:

@@ -156,3 +156,18 @@ def test_a_function_may_give_the_reward(tiny_gpt2, prompts):
     )  # fmt: skip
     assert report.reward_score.mean == -report.length.mean
     assert len(rollout.texts) == report.reward_score.count
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 1.5}, "max_new_tokens is 1.5; expected a whole number"),
+        ({"temperature": "1"}, "temperature is '1'; expected a number"),
+        ({"reward_model": lambda rollout: torch.zeros(3)}, r"what reward returned is \[3\]; expected a tensor of 2 "),
+        ({"reward_model": lambda rollout: [1.0, 2.0]}, "what reward returned is 'list'"),
+        ({"good_texts": "one text"}, "texts is 'one text'; expected a list of texts"),
+    ],
+)
+def test_evaluate_model_names_what_cannot_be(tiny_gpt2, options, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate_model(tiny_gpt2, ["When?"] * 2, generator=generator(), **({"max_new_tokens": 2} | options))

@@ -67,3 +67,21 @@ def test_the_best_possible_is_known_only_of_the_towns_prompts_and_its_rater(tiny
         report = reward_model_report(rm, others)
         assert (report.expected_accuracy, report.ceiling) == (None, None)
         assert len(report.agreed) == len(others)
+
+
+@pytest.mark.parametrize("groups", [[math.nan, 1.0], [None, 1], [[0, 1], [1, 0]]])
+def test_groups_that_name_no_ranking_are_refused(groups):
+    with pytest.raises(ValueError, match=r"groups is .*; expected a whole number or a name for each pair"):
+        evaluate_reward_model([1.0, 2.0], [0.0, 0.0], groups=groups)
+
+
+@pytest.mark.parametrize("groups", [None, range(40)])
+def test_an_accuracy_is_compared_with_one_half(groups):
+    wrong = evaluate_reward_model([0.0] * 35 + [2.0] * 5, [1.0] * 40, groups=groups)
+    assert wrong.accuracy.verdict == "below 0.5"
+
+
+@pytest.mark.parametrize("scores", [["a"], torch.ones(1, requires_grad=True)])
+def test_scores_that_are_no_numbers_are_named(scores):
+    with pytest.raises(ValueError, match="chosen_scores must be one or more finite numbers"):
+        evaluate_reward_model(scores, [0.0])

@@ -59,6 +59,22 @@ def test_perplexity_refuses(tiny_gpt2, texts):
         perplexity(tiny_gpt2, texts)
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda lm: perplexity(lm, "The library closes."), "texts is 'The library closes.'; expected a list of texts"),
+        (lambda lm: perplexity(lm, ["The library", None]), r"texts\[1\] is None; expected a text"),
+        (lambda lm: perplexity(lm, DOCUMENTS, micro_batch=0), "micro_batch is 0; expected at least 1"),
+        (lambda lm: perplexity(lm, DOCUMENTS, micro_batch=-1), "micro_batch is -1; expected at least 1"),
+        (lambda lm: bleu([None], ["a"]), r"replies\[0\] is None; expected a text"),
+        (lambda lm: rouge(["a"], [3]), r"references\[0\] is 3; expected a text"),
+    ],
+)
+def test_what_is_no_text_is_named(tiny_gpt2, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(tiny_gpt2)
+
+
 def test_bleu_by_hand():
     # 3 of 4 words match, 2 of 3 pairs, 1 of 2 triples, 0 of 1 quadruple (smoothed to 1/2), same length.
     expected = 100 * (3 / 4 * 2 / 3 * 1 / 2 * 1 / 2) ** 0.25

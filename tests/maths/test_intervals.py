@@ -34,7 +34,7 @@ def test_one_value_says_nothing_about_the_spread():
     assert interval.verdict == "INCONCLUSIVE"
 
 
-@pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf], [[1.0]]])
+@pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf], [[1.0]], ["a"], [[1.0], [1.0, 2.0]]])
 def test_mean_interval_refuses(values):
     with pytest.raises(ValueError, match="values must be"):
         mean_interval(values)
@@ -54,6 +54,22 @@ def test_level_is_a_probability(level):
 )
 def test_verdict(low, high, verdict):
     assert Interval((low + high) / 2, low, high, 9).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("interval", "verdict"),
+    [
+        (win_rate(40, 0, 60), "below 0.5"),
+        (win_rate(60, 0, 40), "above 0.5"),
+        (win_rate(55, 0, 45), "INCONCLUSIVE"),
+        (proportion_interval(3, 40), "below 0.5"),
+        (ratio_of_means_bootstrap([1.0, 2.0, 3.5], [2.0, 4.0, 6.0]), "below 1"),
+        (ratio_of_means_bootstrap([2.0, 4.0, 6.5], [1.0, 2.0, 3.0]), "above 1"),
+        (ratio_of_means_bootstrap([1.0, 2.0, 3.0], [2.0, 1.0, 3.0]), "INCONCLUSIVE"),
+    ],
+)
+def test_a_verdict_compares_with_the_value_of_no_difference(interval, verdict):
+    assert interval.verdict == verdict
 
 
 def test_coverage_of_the_t_interval():

@@ -108,6 +108,15 @@ def test_what_is_under_the_mask_has_no_gradient_and_gives_none():
     assert torch.autograd.gradcheck(lambda y: masked_whiten(y, real[:3]), kept)
 
 
+@pytest.mark.parametrize("shift_mean", [True, False])
+def test_one_entry_alone_has_nothing_to_scale(shift_mean):
+    x, mask = torch.tensor([[7.0, math.nan]], requires_grad=True), torch.tensor([[True, False]])
+    white = masked_whiten(x, mask, shift_mean)
+    assert white.tolist() == [[0.0 if shift_mean else 7.0, 0.0]]
+    (slope,) = torch.autograd.grad(white.sum(), x)
+    assert slope.tolist() == [[0.0 if shift_mean else 1.0, 0.0]]
+
+
 def test_whitened_entries_have_mean_0_and_variance_1_over_the_mask():
     x, mask = torch.randn(6, 5, generator=torch.Generator().manual_seed(1)), torch.ones(6, 5).bool()
     mask[:, 3:] = False
@@ -161,7 +170,7 @@ def test_a_mask_lies_where_the_lengths_do(devices_named):
         (lambda: masked_mean(torch.ones(1, 2), torch.tensor([[True, False]]), dim=0), "no True entry"),
         (lambda: masked_mean(torch.ones(2), torch.ones(2).bool(), count=0), "count must be positive, got 0"),
         (lambda: masked_var(torch.ones(2), torch.tensor([True, False])), "at least 2 True .* got 1"),
-        (lambda: masked_whiten(torch.ones(2), torch.zeros(2).bool()), "at least 2 True .* got 0"),
+        (lambda: masked_whiten(torch.ones(2), torch.zeros(2).bool()), "at least 1 True .* got 0"),
         (lambda: check_mask(torch.ones(2), torch.ones(3).bool()), "mask has shape"),
         (lambda: check_shapes(a=torch.ones(2), b=torch.ones(2), c=torch.ones(3)), "c has shape .* like a"),
         (

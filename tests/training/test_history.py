@@ -39,6 +39,34 @@ def test_a_row_of_parts_has_each_name_once():
     assert len(history) == 1
 
 
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"step": 9.0}, "'step' is there twice at step 0; evaluate must give it another name"),
+        (None, "there is None at step 0; evaluate must give a dictionary"),
+        ([("loss", 1.0)], "evaluate must give a dictionary"),
+        ({3: 1.0}, "evaluate must give a dictionary of names"),
+        ({"note": "0.5"}, "note is '0.5' at step 0; evaluate must give a dictionary of names and numbers"),
+        ({"note": "good"}, "note is 'good' at step 0"),
+        ({"row": [1.0]}, r"row is \[1.0\] at step 0"),
+        ({"row": torch.ones(2)}, r"row is tensor\(\[1., 1.\]\) at step 0"),
+        ({"row": np.ones(2)}, r"row is array\(\[1., 1.\]\) at step 0"),
+        ({"turned": 1j}, "turned is 1j at step 0"),
+    ],
+)
+def test_what_is_no_row_of_numbers_is_refused(part, message):
+    history = History()
+    with pytest.raises(ValueError, match=message):
+        history.add(0, part)
+    assert len(history) == 0
+
+
+def test_one_number_of_any_library_is_taken():
+    history = History()
+    history.add(0, {"a": torch.tensor([0.5]), "b": np.array([0.5]), "c": True, "d": np.int64(2), "e": None})
+    assert history.to_list() == [{"step": 0, "a": 0.5, "b": 0.5, "c": 1.0, "d": 2.0, "e": None}]
+
+
 def test_history_survives_a_checkpoint_and_json(tmp_path):
     save_checkpoint(tmp_path / "run.pt", {"history": example().to_list()})
     assert History.from_list(load_checkpoint(tmp_path / "run.pt")["history"]) == example()
