@@ -4,11 +4,14 @@ A prompt is a `Conversation`: messages that end with the user's. What is simulat
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 ROLES = ("system", "user", "assistant")
 STATUSES = ("done", "skipped", "all_bad")
+# Texts beside a message that say where it comes from, and nothing that a model should read.
+MESSAGE_NOTES = {"id", "message_id", "name", "model", "date", "timestamp", "created_at", "lang", "language", "source"}
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Message:
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
-            raise ValueError(f"role is {self.role!r}; expected one of {ROLES}")
+            raise ValueError(f"role is {self.role!r:.60}; expected one of {ROLES}")
         _check_text("content", self.content)
 
 
@@ -37,8 +40,7 @@ def as_conversation(prompt: str | Sequence[Message | Mapping]) -> Conversation:
     """A prompt as messages that end with the user's.
 
     Args:
-        prompt: a text, which is one user message, or messages: `Message` or mappings with "role" and
-            "content".
+        prompt: a text, which is one user message, or messages, each as in `as_message`.
 
     Raises:
         ValueError: no messages, something that is not a message, or a last message that is not the user's.
@@ -53,18 +55,55 @@ def as_conversation(prompt: str | Sequence[Message | Mapping]) -> Conversation:
         return (Message("user", prompt),)
     if not isinstance(prompt, Sequence) or not prompt:
         raise ValueError(f"prompt is {prompt!r:.80}; expected a text or a non-empty list of messages")
-    messages = tuple(_as_message(item) for item in prompt)
+    messages = tuple(map(as_message, prompt))
     if messages[-1].role != "user":
         raise ValueError(f"prompt ends with a message of {messages[-1].role!r}; expected the user's last")
     return messages
 
 
-def _as_message(item: object) -> Message:
+def as_message(item: object) -> Message:
+    """A `Message`, or a mapping with "role" and "content", as a `Message`.
+
+    The content is a text, or a list of parts {"type": "text", "text": ...}; their texts are joined with nothing
+    between them. Numbers, true, false, null, empty values and the fields of `MESSAGE_NOTES` may stand beside it.
+
+    Raises:
+        ValueError: no message, or one that holds more than text, such as a tool call or an image.
+
+    Example:
+        >>> as_message({"role": "user", "content": [{"type": "text", "text": "Where is the zoo?"}]})
+        Message(role='user', content='Where is the zoo?')
+
+    Chapter 08.
+    """
     if isinstance(item, Message):
         return item
     if not isinstance(item, Mapping) or not {"role", "content"} <= item.keys():
         raise ValueError(f"message is {item!r:.80}; expected an object with 'role' and 'content'")
-    return Message(item["role"], item["content"])
+    _refuse_more_than(item, {"role", "content"} | MESSAGE_NOTES)
+    content = item["content"]
+    return Message(item["role"], "".join(map(_part, content)) if isinstance(content, list) and content else content)
+
+
+def _part(part: object) -> str:
+    """The text of one part of a message."""
+    if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        raise ValueError(f"content holds {part!r:.80}; expected text, or parts {{'type': 'text', 'text': ...}}")
+    _refuse_more_than(part, {"type", "text"})
+    return part["text"]
+
+
+def _refuse_more_than(item: Mapping, read: set[str]) -> None:
+    for name, value in item.items():
+        if name not in read and not says_nothing(value):
+            problem = f"a message holds {name}: {value!r:.60}; expected its role and a text alone"
+            raise ValueError(f"{problem}. Write it into the content, or remove it")
+
+
+def says_nothing(value: object) -> bool:
+    """Whether a field may be passed over unread: null, a number, true or false, or empty."""
+    blank = isinstance(value, str) and not value.strip()
+    return blank or value is None or isinstance(value, Real) or (isinstance(value, Sized) and not len(value))
 
 
 def _check_text(name: str, value: str) -> None:
@@ -76,9 +115,36 @@ def _check_text(name: str, value: str) -> None:
         raise ValueError(f"{name} holds half of a surrogate pair, {value!r:.60}; expected valid text") from None
 
 
-def _take_prompt(record: object, prompt: PromptLike) -> None:
-    """A text is accepted wherever a conversation is; the record holds the conversation."""
-    object.__setattr__(record, "prompt", as_conversation(prompt))
+def _number(name: str, value: float) -> float:
+    try:
+        if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # a whole number beyond all floats
+        pass
+    raise ValueError(f"{name} is {value!r:.60}; expected a number, finite")
+
+
+def _indices(name: str, values: Sequence[int]) -> tuple[int, ...]:
+    """Indices as int; those of numpy are whole numbers too, but true and 1.0 are not."""
+    if not isinstance(values, Sequence) or not all(isinstance(i, Integral) and not isinstance(i, bool) for i in values):
+        raise ValueError(f"{name} holds {values!r:.60}; expected indices, which are whole numbers")
+    return tuple(map(int, values))
+
+
+def _set(record: object, **fields: object) -> None:
+    """Keep fields of a frozen record in the form in which they are documented."""
+    for name, value in fields.items():
+        object.__setattr__(record, name, value)
+
+
+def _check_common(record: "Demonstration | Comparison | Ranking | Rating | Edit | Comment") -> None:
+    """A text is accepted wherever a conversation is; who judged is a text, for an event log holds nothing else."""
+    _set(record, prompt=as_conversation(record.prompt))
+    rater, simulated = getattr(record, "rater", ""), getattr(record, "simulated", False)
+    if not isinstance(rater, str):
+        raise ValueError(f"rater is {rater!r:.60}; expected text. Give the name of who judged, or leave rater out")
+    if not isinstance(simulated, bool):
+        raise ValueError(f"simulated is {simulated!r:.60}; expected True or False")
 
 
 @dataclass(frozen=True)
@@ -89,7 +155,7 @@ class Demonstration:
     response: str
 
     def __post_init__(self) -> None:
-        _take_prompt(self, self.prompt)
+        _check_common(self)
         _check_text("response", self.response)
 
 
@@ -104,7 +170,7 @@ class Comparison:
     simulated: bool = False
 
     def __post_init__(self) -> None:
-        _take_prompt(self, self.prompt)
+        _check_common(self)
         _check_text("chosen", self.chosen)
         _check_text("rejected", self.rejected)
         if self.chosen == self.rejected:
@@ -119,7 +185,7 @@ class Ranking:
 
     Attributes:
         prompt: the conversation.
-        replies: K texts, at least 2.
+        replies: K texts, at least 2; equal ones form no pair.
         tiers: indices into `replies`, best tier first; a tier of several is a tie. Every reply once when
             done, none when skipped or all bad.
         shown: the order on the screen, a permutation of the indices.
@@ -142,7 +208,7 @@ class Ranking:
     simulated: bool = False
 
     def __post_init__(self) -> None:
-        _take_prompt(self, self.prompt)
+        _check_common(self)
         for name in ("replies", "tiers", "shown"):
             if not isinstance(getattr(self, name), tuple):
                 raise ValueError(f"{name} is {type(getattr(self, name)).__name__}; expected a tuple")
@@ -152,6 +218,7 @@ class Ranking:
             raise ValueError(f"replies holds {len(self.replies)}; expected at least 2 to rank")
         if self.status not in STATUSES:
             raise ValueError(f"status is {self.status!r}; expected one of {STATUSES}")
+        _set(self, tiers=tuple(_indices("tiers", tier) for tier in self.tiers), shown=_indices("shown", self.shown))
         everyone = list(range(len(self.replies)))
         if sorted(self.shown) != everyone:
             raise ValueError(f"shown is {self.shown}; expected a permutation of {everyone}")
@@ -161,7 +228,9 @@ class Ranking:
             raise ValueError(f"tiers is {self.tiers}; expected {expected} once each when {self.status}, no empty tier")
 
     def pairs(self) -> list[tuple[int, int]]:
-        """(better, worse) for every two replies in different tiers, as indices into `replies`.
+        """(better, worse) for every two different replies in different tiers, as indices into `replies`.
+
+        Two replies with the same text form no pair: to prefer one of them to the other means nothing.
 
         Example:
             >>> Ranking(as_conversation("Hi"), ("a", "b", "c"), ((2,), (0, 1)), (0, 1, 2)).pairs()
@@ -173,6 +242,7 @@ class Ranking:
             for lower in self.tiers[i + 1 :]
             for better in tier
             for worse in lower
+            if self.replies[better] != self.replies[worse]
         ]
 
 
@@ -189,11 +259,12 @@ class Rating:
     simulated: bool = False
 
     def __post_init__(self) -> None:
-        _take_prompt(self, self.prompt)
+        _check_common(self)
         _check_text("reply", self.reply)
+        _set(self, **{name: _number(name, getattr(self, name)) for name in ("score", "low", "high")})
         if not (self.low < self.high and math.isfinite(self.high - self.low)):
             raise ValueError(f"the scale goes from {self.low} to {self.high}; expected low < high, both finite")
-        if not (math.isfinite(self.score) and self.low <= self.score <= self.high):
+        if not self.low <= self.score <= self.high:
             raise ValueError(f"score is {self.score}; expected a number from {self.low} to {self.high}")
 
 
@@ -208,7 +279,7 @@ class Edit:
     simulated: bool = False
 
     def __post_init__(self) -> None:
-        _take_prompt(self, self.prompt)
+        _check_common(self)
         _check_text("reply", self.reply)
         _check_text("edited", self.edited)
 
@@ -224,6 +295,6 @@ class Comment:
     simulated: bool = False
 
     def __post_init__(self) -> None:
-        _take_prompt(self, self.prompt)
+        _check_common(self)
         _check_text("reply", self.reply)
         _check_text("text", self.text)

@@ -6,7 +6,8 @@ import torch
 
 from rlhf_lab.experience.rollouts import TEMPERATURE, sample_responses
 from rlhf_lab.models.language_model import LanguageModel
-from rlhf_lab.records import Conversation, Ranking
+from rlhf_lab.records import PromptLike, Ranking, as_conversation
+from rlhf_lab.training.configs import require
 from rlhf_lab.training.randomness import generator_for
 from rlhf_lab.worlds.town.oracle import score
 from rlhf_lab.worlds.town.questions import town_prompt
@@ -15,7 +16,7 @@ from rlhf_lab.worlds.town.raters import CAREFUL, Rater
 
 def rank_replies(
     lm: LanguageModel,
-    prompts: Sequence[Conversation],
+    prompts: Sequence[PromptLike],
     replies: int = 4,
     generator: torch.Generator | None = None,
     *,
@@ -37,12 +38,14 @@ def rank_replies(
         A Ranking of each prompt with at least two different replies, in the order of the prompts.
 
     Raises:
-        ValueError: a prompt that is not the town's, so that nobody knows what a reply to it is worth.
+        ValueError: a prompt that is not the town's, so that nobody knows what a reply to it is worth, or a number of
+            replies outside 2 to 8.
 
     Chapters 00, 08, 10.
     """
     generator = generator or generator_for(0, "rankings")
-    asked = [town_prompt(conversation) for conversation in prompts]
+    require(isinstance(replies, int) and 2 <= replies <= 8, "replies", replies, "2 to 8")
+    asked = [town_prompt(as_conversation(prompt)) for prompt in prompts]
     rows = [prompt.conversation for prompt in asked for _ in range(replies)]
     rollout = sample_responses(lm, rows, temperature=temperature, max_new_tokens=max_new_tokens, generator=generator)
     rankings = []

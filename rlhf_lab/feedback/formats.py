@@ -7,11 +7,19 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
+from rlhf_lab.feedback.dialogue import begins_dialogue, turns
+from rlhf_lab.feedback.fields import (
+    after_system,
+    given,
+    refuse_another_prompt,
+    refuse_half_characters,
+    refuse_unread,
+)
 from rlhf_lab.feedback.lines import BadLine, FeedbackError, complain, read_records, short, write_lines
 from rlhf_lab.records import (
     Comparison,
@@ -20,21 +28,27 @@ from rlhf_lab.records import (
     Message,
     Ranking,
     as_conversation,
+    as_message,
 )
 from rlhf_lab.training.files import write_text_atomic
 
 FORMULA_STARTS = tuple("=+-@\t\r＝＋－＠")  # a spreadsheet runs a cell that starts so
-TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 Record = TypeVar("Record")
-SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
 
 class Preferences(list[Comparison]):
-    """A list of `Comparison`; `skipped` holds the `BadLine` of every line that was left out on request."""
+    """A list of `Comparison`, and where in the file each comes from.
 
-    def __init__(self, comparisons: Iterable[Comparison] = (), skipped: Sequence[BadLine] = ()) -> None:
+    Attributes:
+        skipped: the `BadLine` of every line that was left out on request.
+        lines: the number of each comparison's line in the file, from 1, in the same order.
+    """
+
+    def __init__(
+        self, comparisons: Iterable[Comparison] = (), skipped: Sequence[BadLine] = (), lines: Iterable[int] = ()
+    ) -> None:
         super().__init__(comparisons)
-        self.skipped = tuple(skipped)
+        self.skipped, self.lines = tuple(skipped), tuple(lines)
 
 
 def _shared(first: Sequence, second: Sequence) -> int:
@@ -44,30 +58,45 @@ def _shared(first: Sequence, second: Sequence) -> int:
 
 
 def read_preferences(path: str | Path, *, skip_bad: bool = False) -> Preferences:
-    r"""Read `prompt` / `chosen` / `rejected` lines, in each of the forms in which the field writes them.
+    r"""Read lines of `chosen` and `rejected`, in each of the forms in which the field writes them.
 
-    `prompt` is a text (one user message) or a list of messages `{"role", "content"}`, the user's last.
-    `chosen` and `rejected` are each a text, kept as it stands, or a list that holds one assistant message
-    (the prompt's messages may stand before it once more). A text prompt that begins with "Human:" and ends
-    with "Assistant:" is taken apart into messages as below, and text replies to it are stripped.
+    The prompt is what the first of these fields holds that is there: `prompt`, `question`, `query`, `instruction` (an
+    `input` beside it follows after an empty line), `input`. A `system`, `system_prompt` or `system_message` becomes the
+    system message before it. Without any of these fields, the prompt is what `chosen` and `rejected` begin with.
 
-    Without `prompt`, the prompt is what `chosen` and `rejected` share at their beginning:
+    ============  ==========================  ===================================================================
+    prompt        chosen and rejected         what is read
+    ============  ==========================  ===================================================================
+    plain text    plain text                  one user message; all three are kept as they stand
+    dialogue      plain text                  the turns of the dialogue; replies are stripped, a leading
+                                              "Assistant:" is taken away
+    messages      plain text                  the messages; replies are kept as they stand
+    any           messages, dialogue          one assistant message each; the prompt may stand before it once more
+    none          messages, dialogue          the turns that are equal; one assistant message each must be left
+    none          plain text                  both are stripped and cut at the last whitespace of their common
+                                              beginning, so that no word is split: the prompt stands before it,
+                                              the replies after it, whitespace at the cut belongs to neither
+    ============  ==========================  ===================================================================
 
-    - two lists: the leading messages that are equal; one assistant message each must be left.
-    - two texts that begin with "Human:" and have an "Assistant:": taken apart at "\n\nHuman:" and
-      "\n\nAssistant:", each turn stripped, then as two lists.
-    - two other texts: both are stripped and cut at the last whitespace of their common beginning, so that no
-      word is split. What stands before it is the prompt, what stands after it are the replies; whitespace at
-      the cut belongs to neither.
+    - messages: a list of `{"role": "system", "user" or "assistant", "content": ...}`. The content is a text or a list
+      of parts `{"type": "text", "text": ...}`, joined with nothing between them. Of a prompt the user's is the last.
+    - dialogue: a text with turns that begin with "Human:" or "Assistant:", at its start or after an empty line; an
+      empty "Assistant:" may end a prompt. Each turn is stripped, what stands before the first is a system message. As
+      `chosen` or `rejected` beside a prompt that is no dialogue, it begins with "Human:" and holds "Assistant:".
 
-    Other fields are ignored, except our own `rater` and `simulated`. Blank lines are passed over.
+    Refused, by line and field, is what would be lost or misread: a message with a tool call, an image or other text
+    beside its content; texts with other marks of speakers, such as "User:" or "<|im_start|>"; fields that a reply may
+    depend on, such as `messages`, `history`, `context`, `images` or a second prompt, unless they are empty or repeat
+    what is read; and with no prompt beside plain texts, every field with more than a name or a number in it, unless
+    it is called a note, such as `source`, `chosen_model` or `rating`. All other fields are ignored, except our own
+    `rater` (text or a whole number) and `simulated` (true or false). Blank lines are passed over.
 
     Args:
         path: JSON Lines, UTF-8, plain or gzipped.
         skip_bad: leave bad lines out; `.skipped` of the result then says which and why.
 
     Returns:
-        A list of `Comparison`, in the order of the file, with the attribute `skipped`.
+        A list of `Comparison`, in the order of the file, with the attributes `skipped` and `lines`.
 
     Raises:
         FeedbackError: the file cannot be read, has no usable line, or has bad lines and `skip_bad` is False.
@@ -80,7 +109,8 @@ def read_preferences(path: str | Path, *, skip_bad: bool = False) -> Preferences
         'blue.'
 
     Source: the preference formats in the documentation of the TRL library; the turn markers are those of
-        the HH data of Bai et al. 2022 (arXiv:2204.05862). The cut at a whitespace, never in a word, is ours.
+        the HH data of Bai et al. 2022 (arXiv:2204.05862), instruction and input those of the Alpaca data.
+        The cut at a whitespace, never in a word, is ours.
 
     Chapter: 08.
     """
@@ -91,7 +121,7 @@ def read_preferences(path: str | Path, *, skip_bad: bool = False) -> Preferences
     if not good:
         fields = '{"prompt": ..., "chosen": ..., "rejected": ...}'
         raise FeedbackError(path, f": holds no line of feedback. Write one object a line: {fields}")
-    return Preferences(good.values(), bad)
+    return Preferences(good.values(), bad, good)
 
 
 def as_preferences(rows: Sequence[Ranking | Comparison | Mapping]) -> list[Ranking | Comparison]:
@@ -106,11 +136,14 @@ def as_preferences(rows: Sequence[Ranking | Comparison | Mapping]) -> list[Ranki
 
     Chapter 08.
     """
-    return [_taken(i, row, _comparison) if isinstance(row, Mapping) else row for i, row in enumerate(rows)]
+    return [row if isinstance(row, Ranking | Comparison) else _taken(i, row, _comparison) for i, row in enumerate(rows)]
 
 
 def as_demonstrations(rows: Sequence[Demonstration | Mapping]) -> list[Demonstration]:
-    """Records as they are, and rows with `prompt` and `completion`, or with `messages`, as a `Demonstration`.
+    """Records as they are, and rows with a prompt and `completion`, or with `messages`, as a `Demonstration`.
+
+    The prompt, the completion and each message have the forms of a prompt and a reply in `read_preferences`. Of
+    `messages` the last is learned, which is the assistant's; numbers beside a message, such as weights, do not count.
 
     Raises:
         ValueError: names the row, its field and what to do.
@@ -121,47 +154,68 @@ def as_demonstrations(rows: Sequence[Demonstration | Mapping]) -> list[Demonstra
 
     Chapter 07.
     """
-    return [_taken(i, row, _demonstration) if isinstance(row, Mapping) else row for i, row in enumerate(rows)]
+    return [row if isinstance(row, Demonstration) else _taken(i, row, _demonstration) for i, row in enumerate(rows)]
 
 
-def _taken(number: int, row: Mapping, parse: Callable[[dict], Record]) -> Record:
+def _taken(number: int, row: object, parse: Callable[[dict], Record]) -> Record:
+    if not isinstance(row, Mapping):
+        raise ValueError(f"row {number} is {short(row)}; expected a record, or an object with the fields of one")
     try:
         return parse(dict(row))
     except BadLine as error:
         raise ValueError(f"row {number}, {error.field}: {error.problem}. {error.remedy}") from None
 
 
+# ---- rows ----------------------------------------------------------------------------------------------------
+
+
 def _demonstration(record: dict) -> Demonstration:
-    if "messages" in record:
+    refuse_half_characters(record)
+    if record.get("messages") is not None:
         messages = _messages("messages", record["messages"])
-        return Demonstration(_prompt(messages[:-1]), _reply("messages", messages[-1:]))
-    for field in ("prompt", "completion"):
-        if field not in record:
-            remedy = "Each row needs prompt and completion, or messages"
-            raise BadLine(field, f"the field is missing; found {short(sorted(record))}", remedy)
-    given, completion = record["prompt"], record["completion"]
-    prompt = (Message("user", given),) if isinstance(given, str) else _prompt(_messages("prompt", given))
-    if not isinstance(completion, str):
-        completion = _reply("completion", _messages("completion", completion))
-    return Demonstration(prompt, completion)
+        response, prompt = _reply("messages", messages[-1:]), _prompt("messages", messages[:-1])
+        used = ["messages"]
+    else:
+        field, value = given(record)
+        for name in (field, "completion"):
+            if name not in record:
+                remedy = "Each row needs prompt and completion, or messages"
+                raise BadLine(name, f"the field is missing; found {short(list(record))}", remedy)
+        prompt, in_turns = _stated(field, value)
+        response = _answer("completion", record["completion"], prompt, in_turns)
+        used = [field, "completion"]
+    prompt = after_system(record, prompt)
+    refuse_unread(record, used, [*(message.content for message in prompt), response])
+    return Demonstration(prompt, response)
 
 
 def _comparison(record: dict) -> Comparison:
     for field in ("chosen", "rejected"):
         if field not in record:
-            found = f"found {short(sorted(record))}" if record else "the object is empty"
+            found = f"found {short(list(record))}" if record else "the object is empty"
             raise BadLine(field, f"the field is missing; {found}", "Each line needs chosen and rejected")
-    for field in ("prompt", "chosen", "rejected"):
-        try:
-            str(record.get(field, "")).encode()
-        except UnicodeEncodeError:
-            problem = "holds half of a surrogate pair, which is no character"
-            raise BadLine(field, problem, "Write the character anew, or remove it") from None
-    prompt, chosen, rejected = _explicit(record) if "prompt" in record else _implicit(record)
+    refuse_half_characters(record)
+    field, value = given(record)
+    if field in record:
+        prompt, in_turns = _stated(field, value)
+        chosen, rejected = (_answer(name, record[name], prompt, in_turns) for name in ("chosen", "rejected"))
+    else:
+        prompt, chosen, rejected = _implicit(record)
     if chosen == rejected:
         raise _equal(chosen)
-    rater = "" if record.get("rater") is None else str(record["rater"])
-    return Comparison(prompt, chosen, rejected, rater, record.get("simulated") is True)
+    prompt = after_system(record, prompt)
+    refuse_unread(record, [field, "chosen", "rejected"], [*(m.content for m in prompt), chosen, rejected])
+    return Comparison(prompt, chosen, rejected, *_judge(record))
+
+
+def _judge(record: dict) -> tuple[str, bool]:
+    """Who judged, and whether it was simulated; null is the same as no field."""
+    rater, simulated = record.get("rater"), record.get("simulated")
+    if isinstance(rater, bool) or not (rater is None or isinstance(rater, str | int)):
+        raise BadLine("rater", f"got {short(rater)}; expected text or a whole number", "Write who judged, or remove it")
+    if not (simulated is None or isinstance(simulated, bool)):
+        raise BadLine("simulated", f"got {short(simulated)}; expected true or false", "Write it without quotes")
+    return "" if rater is None else str(rater), bool(simulated)
 
 
 def _equal(reply: object) -> BadLine:
@@ -169,48 +223,49 @@ def _equal(reply: object) -> BadLine:
     return BadLine("rejected", f"the same as chosen: {short(reply)}", remedy)
 
 
-def _explicit(record: dict) -> tuple[Conversation, str, str]:
-    given, marked = record["prompt"], False
-    if isinstance(given, str):
-        turns = _turns(given)
-        marked = bool(turns) and turns[-1] == Message("assistant", "")
-        messages = turns[:-1] if marked else (Message("user", given),)
+# ---- the prompt and the replies --------------------------------------------------------------------------------
+
+
+def _stated(field: str, given: object) -> tuple[Conversation, bool]:
+    """The prompt of a field, and whether it was a dialogue text."""
+    if not isinstance(given, str):
+        return _prompt(field, _messages(field, given)), False
+    messages = turns(field, given)
+    if not messages:
+        return _prompt(field, (Message("user", given),)), False
+    is_open = messages[-1] == Message("assistant", "")
+    return _prompt(field, messages[:-1] if is_open else messages), True
+
+
+def _answer(field: str, value: object, prompt: Conversation, in_turns: bool) -> str:
+    """The reply to a prompt; `in_turns`: the prompt was a dialogue text, so a text is its last turn."""
+    if not isinstance(value, str):
+        messages = _messages(field, value)
+    elif begins_dialogue(value):
+        messages = turns(field, value)
+    elif in_turns:
+        messages = turns(field, f"Human:\n\nAssistant:{value.strip().removeprefix('Assistant:')}")[1:]
     else:
-        messages = _messages("prompt", given)
-    prompt = _prompt(messages)
-    replies = []
-    for field in ("chosen", "rejected"):
-        value = record[field]
-        if not isinstance(value, str):
-            value = _messages(field, value)
-            value = _reply(field, value[len(prompt) :] if value[: len(prompt)] == prompt else value)
-        replies.append(value.strip() if marked else value)
-    chosen, rejected = replies
-    return prompt, chosen, rejected
+        return value
+    return _reply(field, messages[len(prompt) :] if messages[: len(prompt)] == prompt else messages)
 
 
 def _implicit(record: dict) -> tuple[Conversation, str, str]:
-    chosen, rejected = record["chosen"], record["rejected"]
-    if isinstance(chosen, str) and isinstance(rejected, str):
-        turns = _turns(chosen), _turns(rejected)
-        if not all(turns):
-            return _cut(chosen.strip(), rejected.strip())
-        chosen, rejected = turns
-    else:
-        chosen, rejected = _messages("chosen", chosen), _messages("rejected", rejected)
+    fields = ("chosen", "rejected")
+    texts = {field: record[field] for field in fields if isinstance(record[field], str)}
+    read = {f: turns(f, texts[f]) if f in texts else _messages(f, record[f]) for f in fields}
+    chosen, rejected = read.values()
+    if not chosen and not rejected:
+        refuse_another_prompt(record)
+        return _cut(*(text.strip() for text in texts.values()))
+    for field, messages in read.items():
+        if not messages:
+            problem = f"got {short(record[field])}, a plain text; the other is a dialogue"
+            raise BadLine(field, problem, "Without a prompt, chosen and rejected must be of the same form")
     if chosen == rejected:
         raise _equal(chosen[-1].content)
-    prompt = _prompt(chosen[: _shared(chosen, rejected)])
+    prompt = _prompt("prompt", chosen[: _shared(chosen, rejected)])
     return prompt, _reply("chosen", chosen[len(prompt) :]), _reply("rejected", rejected[len(prompt) :])
-
-
-def _turns(text: str) -> tuple[Message, ...]:
-    """The messages of a text "Human: ... Assistant: ..."; none if it has no such form."""
-    before, *parts = TURN.split(text.strip())
-    if before or not parts or parts[0] != "Human" or "Assistant" not in parts[::2]:
-        return ()
-    pairs = zip(parts[::2], parts[1::2], strict=True)
-    return tuple(Message(SPEAKERS[speaker], content.strip()) for speaker, content in pairs)
 
 
 def _cut(chosen: str, rejected: str) -> tuple[Conversation, str, str]:
@@ -225,35 +280,51 @@ def _cut(chosen: str, rejected: str) -> tuple[Conversation, str, str]:
 
 
 def _messages(field: str, value: object) -> tuple[Message, ...]:
+    form = '{"role": "system", "user" or "assistant", "content": "text"}; human is user, gpt is assistant'
+    if isinstance(value, Mapping):
+        raise BadLine(field, f"got {short(value)}; expected a list", "Put the message into a list: [{...}]")
     if not isinstance(value, list) or not value:
-        problem = f"got {short(value)}; expected text or a list of messages"
-        raise BadLine(field, problem, "Without a prompt, chosen and rejected must be of the same form")
-    remedy = 'Write {"role": "system", "user" or "assistant", "content": "text"}'
+        can_leave = field == "prompt" and value is None
+        remedy = "Leave prompt out if chosen and rejected begin with it" if can_leave else f"A message is {form}"
+        raise BadLine(field, f"got {short(value)}; expected text or a list of messages", remedy)
     messages = []
     for item in value:
         if not isinstance(item, Mapping) or not {"role", "content"} <= item.keys():
-            raise BadLine(field, f"got {short(item)}; expected a message", remedy)
+            raise BadLine(field, f"got {short(item)}; expected a message", f"Write {form}")
         try:
-            messages.append(Message(item["role"], item["content"]))
+            messages.append(as_message(item))
         except ValueError as error:
-            raise BadLine(field, str(error), remedy) from None
+            raise BadLine(field, str(error), f"A message is {form}") from None
     return tuple(messages)
 
 
-def _prompt(messages: tuple[Message, ...]) -> Conversation:
+def _prompt(field: str, messages: tuple[Message, ...]) -> Conversation:
     if not messages or not messages[-1].content.strip() or messages[-1].role != "user":
         got = f"ends with {short(messages[-1].content)} of {messages[-1].role}" if messages else "is empty"
         problem = f"the prompt {got}; expected the user's last message at its end"
-        raise BadLine("prompt", problem, "Add it, or let chosen and rejected begin with it")
+        raise BadLine(field, problem, "Add it, or let chosen and rejected begin with it")
     return messages
 
 
 def _reply(field: str, messages: tuple[Message, ...]) -> str:
     if len(messages) != 1 or messages[0].role != "assistant":
         roles = [message.role for message in messages]
-        problem = f"after the prompt come messages of {roles}; expected one of the assistant"
-        raise BadLine(field, problem, "Put all earlier turns into the prompt, the same for both replies")
+        problem = f"after the prompt come messages of {short(roles)}; expected one of the assistant"
+        raise BadLine(field, problem, "Put all earlier turns into the prompt, the same for both, or leave the line out")
     return messages[0].content
+
+
+# ---- writing -------------------------------------------------------------------------------------------------
+
+
+def _checked(comparisons: Iterable[Comparison]) -> Iterator[Comparison]:
+    """The comparisons, if they can be written and read again."""
+    for i, comparison in enumerate(comparisons):
+        if not isinstance(comparison, Comparison):
+            raise ValueError(f"row {i} is {short(comparison)}; expected a Comparison. write_events keeps other records")
+        if not comparison.prompt[-1].content.strip():
+            raise ValueError(f"row {i} has an empty prompt; expected a question or request. Leave the row out")
+        yield comparison
 
 
 def _origin(comparison: Comparison) -> dict:
@@ -271,7 +342,7 @@ def write_preferences(path: str | Path, comparisons: Sequence[Comparison]) -> No
     `read_preferences` gives back the same comparisons.
     """
     rows = []
-    for comparison in comparisons:
+    for comparison in _checked(comparisons):
         replies = {f: [asdict(Message("assistant", getattr(comparison, f)))] for f in ("chosen", "rejected")}
         rows.append({"prompt": _as_lists(comparison.prompt)} | replies | _origin(comparison))
     write_lines(path, map(json.dumps, rows))
@@ -283,7 +354,7 @@ def write_unpaired(path: str | Path, comparisons: Sequence[Comparison]) -> None:
     A reply that wins one comparison and loses another appears with both labels: the form cannot say more.
     """
     rows = {}
-    for comparison in comparisons:
+    for comparison in _checked(comparisons):
         for field, label in (("chosen", True), ("rejected", False)):
             completion = [asdict(Message("assistant", getattr(comparison, field)))]
             row = {"prompt": _as_lists(comparison.prompt), "completion": completion, "label": label}
@@ -300,9 +371,9 @@ def write_csv(path: str | Path, comparisons: Sequence[Comparison]) -> None:
     buffer = io.StringIO()
     table = csv.writer(buffer, quoting=csv.QUOTE_ALL, lineterminator="\n")
     table.writerow(["prompt", "chosen", "rejected", "rater", "simulated"])
-    for c in comparisons:
-        turns = [f"{m.role}: {m.content}" for m in c.prompt] if len(c.prompt) > 1 else [c.prompt[0].content]
-        cells = ["\n\n".join(turns), c.chosen, c.rejected, c.rater]
+    for c in _checked(comparisons):
+        prompt = [f"{m.role}: {m.content}" for m in c.prompt] if len(c.prompt) > 1 else [c.prompt[0].content]
+        cells = ["\n\n".join(prompt), c.chosen, c.rejected, c.rater]
         table.writerow([*map(_defused, cells), str(c.simulated).lower()])
     # The mark tells a spreadsheet that this is UTF-8, in which a lone surrogate can only be an escape.
     text = "\ufeff" + buffer.getvalue()

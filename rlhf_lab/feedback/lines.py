@@ -8,6 +8,7 @@ ends in .gz is compressed.
 import gzip
 import io
 import json
+import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,25 @@ from rlhf_lab.training.files import write_atomic, write_text_atomic
 MAX_LINE_BYTES = 2**24  # a longer line is no feedback, and a small compressed file can hold an endless one
 SHOWN_PROBLEMS = 10
 GZIP_MAGIC = b"\x1f\x8b"
+MAGICS = {  # how files of other kinds begin
+    b"PAR1": "Parquet",
+    b"ARROW1": "Arrow",
+    b"FEA1": "Feather",
+    b"\xff\xff\xff\xff": "Arrow",
+    b"Obj\x01": "Avro",
+    b"SQLite format 3": "SQLite",
+    b"\x89HDF": "HDF5",
+    b"\x93NUMPY": "NumPy",
+    b"\x80\x04\x95": "pickle",
+    b"\x80\x05\x95": "pickle",
+    b"%PDF": "PDF",
+    b"PK\x03\x04": "a zip archive (also .xlsx, .npz and .pt)",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+    b"\xfd7zXZ": "compressed with xz",
+    b"BZh": "compressed with bzip2",
+    b"7z\xbc\xaf": "a 7z archive",
+    GZIP_MAGIC: "gzipped twice",
+}
 
 Parsed = TypeVar("Parsed")
 
@@ -52,28 +72,42 @@ class FeedbackError(ValueError):
         super().__init__(f"{Path(path).name}{reason}")
 
 
+def _opened(path: Path) -> io.BufferedReader:
+    try:
+        mode = path.stat().st_mode
+        raw = path.open("rb") if stat.S_ISREG(mode) else None  # opening a pipe waits for somebody to write into it
+    except (OSError, ValueError) as error:  # ValueError: a path with a null byte
+        reason = getattr(error, "strerror", None) or error
+        raise FeedbackError(path, f": cannot be read ({reason}). Check the path and your permissions") from error
+    if raw is None:
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise FeedbackError(path, f": is {kind}; expected a file. Give the path of one .jsonl file")
+    return raw
+
+
 def _lines(path: Path) -> Iterator[tuple[int, bytes | BadLine]]:
     """(number from 1, the line with its end) for each line; damage comes as a last BadLine."""
-    if path.is_dir():
-        raise FeedbackError(path, ": is a folder; expected a file. Give the path of one .jsonl file")
-    try:
-        raw = path.open("rb")
-    except OSError as error:
-        reason = f": cannot be read ({error.strerror}). Check the path and your permissions"
-        raise FeedbackError(path, reason) from error
+    raw = _opened(path)
     number = 0
     with raw:
-        start = raw.peek(4)
-        if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            raise FeedbackError(path, ": is UTF-16; expected UTF-8. Save it again with the encoding UTF-8")
-        stream = gzip.GzipFile(fileobj=raw) if start[:2] == GZIP_MAGIC else raw
+        stream = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == GZIP_MAGIC else raw
         try:
+            _refuse_other_kinds(path, stream.peek(16))
             while line := stream.readline(MAX_LINE_BYTES):
                 number += 1
                 yield number, line if len(line) < MAX_LINE_BYTES else _too_long(stream, line, number)
         except (EOFError, zlib.error, OSError) as error:
             problem = f"the file breaks off here ({error})"
             yield number + 1, BadLine("line", problem, "Copy or compress the file again", number + 1)
+
+
+def _refuse_other_kinds(path: Path, start: bytes) -> None:
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise FeedbackError(path, ": is UTF-16; expected UTF-8. Save it again with the encoding UTF-8")
+    is_binary = "a binary file" if b"\0" in start[:2] else None
+    kind = next((name for magic, name in MAGICS.items() if start.startswith(magic)), is_binary)
+    if kind:
+        raise FeedbackError(path, f": is {kind}; expected text. Write it as JSON Lines in UTF-8, plain or gzipped")
 
 
 def _too_long(stream: io.BufferedIOBase, line: bytes, number: int) -> bytes | BadLine:
@@ -120,6 +154,20 @@ def _object(line: bytes) -> dict:
     return record
 
 
+def _refuse_json_over_lines(path: Path, line: bytes) -> None:
+    """Refuse a file whose first line begins a list or an object that goes on in the next."""
+    text = line.decode("utf-8-sig", "replace").rstrip()
+    try:
+        json.loads(text) if line.endswith(b"\n") else None
+    except json.JSONDecodeError as error:
+        if error.pos == len(text) and text.lstrip()[0] in "[{":
+            kind = "one JSON list" if text.lstrip()[0] == "[" else "JSON over several lines"
+            remedy = "Write each object on one line of its own, with no list and no commas around them"
+            raise FeedbackError(path, f": is {kind}; expected JSON Lines. {remedy}") from None
+    except (ValueError, RecursionError):  # said of the line itself
+        pass
+
+
 def read_records(
     path: Path, parse: Callable[[dict], Parsed]
 ) -> tuple[dict[int, Parsed], list[BadLine], tuple[int, int, bytes]]:
@@ -128,13 +176,16 @@ def read_records(
     Blank lines hold nothing and are passed over.
     """
     good: dict[int, Parsed] = {}
-    bad, end = [], (0, 0, b"\n")
+    bad: list[BadLine] = []
+    end = (0, 0, b"\n")
     for number, line in _lines(path):
         try:
             if isinstance(line, BadLine):
                 raise line
             end = (end[0] + len(line), number, line)
             if line.strip(b" \t\r\n\xef\xbb\xbf"):
+                if not good and not bad:
+                    _refuse_json_over_lines(path, line)
                 good[number] = parse(_object(line))
         except BadLine as problem:
             problem.number = number
@@ -145,6 +196,9 @@ def read_records(
 def complain(path: Path, bad: Sequence[BadLine], count: int) -> None:
     if len(bad) == 1:
         raise FeedbackError(path, f", {bad[0]}", bad)
+    if len(bad) == count and all(problem.problem.startswith("not JSON") for problem in bad):
+        first = f"The first is {bad[0]}"
+        raise FeedbackError(path, f": none of its {count} lines is JSON; expected JSON Lines. {first}", bad)
     shown = [f"\n  {problem}" for problem in bad[:SHOWN_PROBLEMS]]
     rest = [f"\n  and {len(bad) - SHOWN_PROBLEMS} more"] if len(bad) > SHOWN_PROBLEMS else []
     raise FeedbackError(path, f": {len(bad)} of {count} lines cannot be used" + "".join(shown + rest), bad)

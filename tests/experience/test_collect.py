@@ -42,7 +42,14 @@ def test_the_rater_goes_by_the_true_reward(tiny_gpt2, monkeypatch):
     assert sum(ranking.tiers[0] == (1,) for ranking in rankings) > 47
 
 
-def test_a_prompt_of_another_world_is_refused_before_anything_is_sampled(tiny_gpt2, monkeypatch):
+@pytest.mark.parametrize("replies", [1, 9, 2.5])
+def test_a_number_of_replies_that_nobody_ranks_is_refused(replies, tiny_gpt2):
+    with pytest.raises(ValueError, match=rf"replies is {replies}; expected 2 to 8"):
+        rank_replies(tiny_gpt2, PROMPTS, replies, torch.Generator(), max_new_tokens=2)
+
+
+@pytest.mark.parametrize("other", [as_conversation("What is love?"), "What is love?"], ids=["messages", "text"])
+def test_a_prompt_of_another_world_is_refused_before_anything_is_sampled(other, tiny_gpt2, monkeypatch):
     monkeypatch.setattr(collect, "sample_responses", lambda *arguments, **options: pytest.fail("sampled"))
     with pytest.raises(ValueError, match=r"conversation is .*'What is love\?'.*a prompt of the town: town\.prompts"):
-        ranked(tiny_gpt2, [*PROMPTS, as_conversation("What is love?")])
+        ranked(tiny_gpt2, [*PROMPTS, other])

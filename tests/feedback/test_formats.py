@@ -1,5 +1,6 @@
 """Files of preferences: every form, every kind of bad record, and lossless round trips."""
 
+import contextlib
 import csv
 import gzip
 import json
@@ -23,6 +24,10 @@ from rlhf_lab.records import Comparison, Demonstration, Message, Ranking, as_con
 USER = {"role": "user", "content": "Hi"}
 BAD_REPLY = {"role": "assistant", "content": "Go away."}
 GOOD_REPLY = {"role": "assistant", "content": "Hello."}
+
+
+def assistant(content):
+    return {"role": "assistant", "content": content}
 
 
 def read_one(folder, record):
@@ -50,12 +55,90 @@ FORMS = {
     },
     "marked prompt": {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " Hello.", "rejected": " Go away."},
     "other fields": GOOD | {"id": 7, "score_chosen": 0.5, "rater": None, "nested": {"a": [1]}},
+    "question": {"question": "Hi", "chosen": "Hello.", "rejected": "Go away."},
+    "query and lists": {"query": "Hi", "chosen": [USER, GOOD_REPLY], "rejected": [USER, BAD_REPLY]},
+    "instruction alone": {"instruction": "Hi", "input": "", "chosen": "Hello.", "rejected": "Go away."},
+    "input alone": {"input": "Hi", "chosen": "Hello.", "rejected": "Go away."},
+    "empty system": GOOD | {"system": " ", "history": [], "images": None},
+    "the prompt once more": GOOD | {"question": "Hi", "messages": []},
+    "one dialogue once more": {"prompt": "Hi", "chosen": [USER, GOOD_REPLY], "rejected": [USER, BAD_REPLY]}
+    | {"messages": [USER, GOOD_REPLY]},
+    "implicit texts with notes": {"chosen": "Hi Hello.", "rejected": "Hi Go away."}
+    | {"source": "my own words", "chosen_model": "gpt 4", "score_chosen": 3, "Rating-reason": "a, b", "kind": "gpt-4"},
+    "turns with CRLF": {
+        "chosen": "\r\n\r\nHuman: Hi\r\n\r\nAssistant: Hello.",
+        "rejected": "\r\n\r\nHuman: Hi\r\n\r\nAssistant: Go away.",
+    },
+    "turns with CR": {"chosen": "Human: Hi\r\rAssistant: Hello.", "rejected": "Human: Hi\r\rAssistant: Go away."},
+    "turns after spaces": {
+        "chosen": "Human: Hi\n \t\n Assistant: Hello.",
+        "rejected": "Human: Hi\n\nAssistant: Go away.",
+    },
+    "prompt without an end": {"prompt": "Human: Hi", "chosen": "Hello.", "rejected": " Go away."},
+    "marked replies": {"prompt": "\n\nHuman: Hi", "chosen": "\n\nAssistant: Hello.", "rejected": "Assistant: Go away."},
+    "texts that repeat the prompt": {
+        "prompt": "Hi",
+        "chosen": "Human: Hi\n\nAssistant: Hello.",
+        "rejected": "Human: Hi\n\nAssistant: Go away.",
+    },
+    "text parts": {
+        "prompt": [{"role": "user", "content": [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]}],
+        "chosen": [{"role": "assistant", "content": [{"type": "text", "text": "Hello."}]}],
+        "rejected": [BAD_REPLY | {"tool_calls": None, "weight": 1}],
+    },
 }
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_gives_the_same_comparison(form, tmp_path):
-    assert read_one(tmp_path, FORMS[form]) == Comparison(as_conversation("Hi"), "Hello.", "Go away.")
+    read = read_preferences(
+        saved(tmp_path, FORMS[form], '{"prompt": "end", "chosen": "a", "rejected": "b"}'), skip_bad=True
+    )
+    assert read[0] == Comparison(as_conversation("Hi"), "Hello.", "Go away.")
+
+
+SYSTEM = (Message("system", "Be brief."), Message("user", "Hi"))
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        GOOD | {"system": "Be brief."},
+        {"question": "Hi", "system": "Be brief.", "chosen": "Hello.", "rejected": "Go away."},
+        {"system_prompt": "Be brief.", "chosen": "Hi Hello.", "rejected": "Hi Go away."},
+        {"system": "Be brief.", "chosen": [USER, GOOD_REPLY], "rejected": [USER, BAD_REPLY]},
+        GOOD | {"system": "Be brief.", "prompt": [{"role": "system", "content": "Be brief."}, USER]},
+        {
+            "chosen": "Be brief.\n\nHuman: Hi\n\nAssistant: Hello.",
+            "rejected": "Be brief.\n\nHuman: Hi\n\nAssistant: Go.",
+        },
+        {"prompt": "Be brief.\r\n\r\nHuman: Hi\r\n\r\nAssistant:", "chosen": "Hello.", "rejected": "Go away."},
+    ],
+)
+def test_the_system_message_comes_first(record, tmp_path):
+    comparison = read_one(tmp_path, record)
+    assert (comparison.prompt, comparison.chosen) == (SYSTEM, "Hello.")
+
+
+def test_an_input_follows_its_instruction(tmp_path):
+    row = {
+        "instruction": "Choose A or B.",
+        "input": "Is ice A) warm B) cold?",
+        "chosen": "It is B.",
+        "rejected": "It is A.",
+    }
+    comparison = read_one(tmp_path, row)
+    assert comparison == Comparison("Choose A or B.\n\nIs ice A) warm B) cold?", "It is B.", "It is A.")
+
+
+def test_dialogues_in_replies_to_plain_prompts_are_kept(tmp_path):
+    reply = "Here you are:\n\nHuman: Hi\n\nAssistant: Hello"
+    assert read_one(tmp_path, GOOD | {"prompt": "Write a dialogue", "chosen": reply}).chosen == reply
+
+
+def test_each_comparison_knows_its_line(tmp_path):
+    read = read_preferences(saved(tmp_path, "", GOOD, "oops", "", GOOD), skip_bad=True)
+    assert (len(read), getattr(read, "lines", None)) == (2, (2, 5))
 
 
 def test_turns_of_a_dialogue_become_messages(tmp_path):
@@ -201,6 +284,90 @@ BAD = {
         "chosen",
         "expected one of",
     ),
+    "prompt null beside lists": (
+        {"prompt": None, "chosen": [USER, GOOD_REPLY], "rejected": [USER, BAD_REPLY]},
+        "prompt",
+        "got null; expected text or a list of messages. Leave prompt out",
+    ),
+    "one message": (GOOD | {"chosen": GOOD_REPLY}, "chosen", "expected a list. Put the message into a list"),
+    "tool calls": (
+        GOOD | {"chosen": [GOOD_REPLY | {"tool_calls": [{"id": 1}]}]},
+        "chosen",
+        "a message holds tool_calls",
+    ),
+    "an image": (
+        GOOD | {"prompt": [{"role": "user", "content": [{"type": "image"}]}]},
+        "prompt",
+        "content holds {'type': 'image'}; expected text, or parts",
+    ),
+    "blank question": ({"question": " ", "chosen": "It is", "rejected": "It was"}, "question", "ends with ' ' of user"),
+    "question a number": ({"question": 3, "chosen": "It is", "rejected": "It was"}, "question", "got 3; expected text"),
+    "another question": (
+        GOOD | {"question": "Who are you?"},
+        "question",
+        "got 'Who are you?', which would not be read",
+    ),
+    "input beside a prompt": (GOOD | {"input": "a table"}, "input", "Write it into the prompt, or remove it"),
+    "history": (GOOD | {"history": [["Hi", "Ho"]]}, "history", "which would not be read"),
+    "other messages": (GOOD | {"messages": [USER]}, "messages", "which would not be read"),
+    "context": (GOOD | {"contextText": "Ice is cold."}, "contextText", "which would not be read"),
+    "tools": (GOOD | {"tools": [{"name": "search"}]}, "tools", "which would not be read"),
+    "images": (GOOD | {"images": ["zoo.png"]}, "images", "which would not be read"),
+    "two system messages": (
+        GOOD | {"prompt": [{"role": "system", "content": "Be kind."}, USER], "system": "Be brief."},
+        "system",
+        "the prompt has the system message 'Be kind.'. Remove one of the two",
+    ),
+    "system a list": (GOOD | {"system": ["Be brief."]}, "system", "got ['Be brief.']; expected text"),
+    "messages beside texts": (
+        {"messages": [USER], "chosen": "It is", "rejected": "It was"},
+        "messages",
+        "would not be read. Rename it to prompt if it is the prompt, or remove it",
+    ),
+    "a prompt by any name": ({"frage": "Wie geht's?", "chosen": "Es ist", "rejected": "Es war"}, "frage", "Rename it"),
+    "a prompt without spaces": (
+        {"问题": "天空是什么颜色", "chosen": "It is", "rejected": "It was"},
+        "问题",
+        "Rename it",
+    ),
+    "a prompt in an object": (
+        {"info": {"post": "Is ice cold?"}, "chosen": "It is", "rejected": "It was"},
+        "info",
+        "Rename it to prompt",
+    ),
+    "prompt with a capital": (
+        {"Prompt": "Ice", "chosen": "It is", "rejected": "It was"},
+        "Prompt",
+        "Rename it to prompt",
+    ),
+    "simulated a text": (GOOD | {"simulated": "false"}, "simulated", "got 'false'; expected true or false"),
+    "simulated a number": (GOOD | {"simulated": 1}, "simulated", "got 1; expected true or false"),
+    "rater a list": (GOOD | {"rater": ["me"]}, "rater", "got ['me']; expected text or a whole number"),
+    "rater true": (GOOD | {"rater": True}, "rater", "got True; expected text or a whole number"),
+    "other earlier turns": (
+        {
+            "chosen": "Human: Hi\n\nAssistant: Yes\n\nHuman: Ho\n\nAssistant: a",
+            "rejected": "Human: Hi\n\nAssistant: No\n\nHuman: Ho\n\nAssistant: b",
+        },
+        "chosen",
+        "the same for both, or leave the line out",
+    ),
+    "dialogue and text": (
+        {"chosen": "Human: Hi\n\nAssistant: Yes", "rejected": "Human-like it is"},
+        "rejected",
+        "a plain text; the other is a dialogue",
+    ),
+    "prompt ends with Assistant: and more": (
+        {"prompt": "Human: Hi\n\nAssistant: Well", "chosen": "a", "rejected": "b"},
+        "prompt",
+        "ends with 'Well' of assistant",
+    ),
+    "a reply goes on": (
+        {"prompt": "Human: Hi\n\nAssistant:", "chosen": "Yes.\n\nHuman: Ho", "rejected": "b"},
+        "chosen",
+        "after the prompt come messages of ['assistant', 'user']",
+    ),
+    "a list inside a text": (GOOD | {"chosen": json.dumps([GOOD_REPLY])}, "chosen", "or write a list of messages"),
     "half a character": (
         '{"prompt": "Hi", "chosen": "\\ud83d", "rejected": "b"}',
         "chosen",
@@ -227,6 +394,66 @@ def test_a_bad_line_is_named(case, tmp_path):
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 320
     assert len(read_preferences(path, skip_bad=True)) == 2
+
+
+STARTS = {
+    "single line ends": "Human: Is ice cold?\nAssistant: ",
+    "single CRLF": "Human: Is ice cold?\r\nAssistant: ",
+    "one line": "Human: Is ice cold? Assistant: ",
+    "system and single line ends": "Be brief.\nHuman: Is ice cold?\nAssistant: ",
+    "lower case": "human: Is ice cold?\n\nassistant: ",
+    "User": "User: Is ice cold?\n\nAssistant: ",
+    "User and Bot": "\n\nUSER: Is ice cold?\nBot: ",
+    "bold": "**User:** Is ice cold?\n\n**Assistant:** ",
+    "hashes": "### Human: Is ice cold?### Assistant: ",
+    "instruction": "### Instruction:\nIs ice cold?\n\n### Response:\n",
+    "letters": "\n\nH: Is ice cold?\n\nA: ",
+    "Human and AI": "Human: Is ice cold?\nAI: ",
+    "template": "<|im_start|>user\nIs ice cold?<|im_end|>\n<|im_start|>assistant\n",
+    "header": "<|begin_of_text|><|start_header_id|>user<|end_header_id|>Is ice cold? ",
+    "INST": "<s>[INST] Is ice cold? [/INST] ",
+    "start of turn": "<bos><start_of_turn>user\nIs ice cold?<end_of_turn>\n<start_of_turn>model\n",
+    "JSON": '[{"role": "user", "content": "Is ice cold?"}] ',
+}
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("form", ["implicit", "prompt"])
+def test_a_dialogue_that_cannot_be_taken_apart_is_refused(start, form, tmp_path):
+    text = STARTS[start]
+    implicit = {"chosen": text + "Yes.", "rejected": text + "No."}
+    with pytest.raises(FeedbackError, match="looks like a dialogue that cannot be taken apart") as caught:
+        read_one(tmp_path, implicit if form == "implicit" else {"prompt": text, "chosen": "Yes.", "rejected": "No."})
+    assert "\n" not in str(caught.value)
+
+
+anything = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 2)
+    | st.sampled_from(["", "Hi", "Hi there", "Human: a\n\nAssistant: b"]),
+    lambda value: (
+        st.lists(value, max_size=2)
+        | st.dictionaries(st.sampled_from(["role", "content", "type", "text", "x"]), value, max_size=3)
+        | st.builds(
+            lambda role, content: {"role": role, "content": content}, st.sampled_from(["user", "assistant"]), value
+        )
+    ),
+    max_leaves=6,
+)
+fields = st.sampled_from(
+    ["prompt", "question", "instruction", "input", "system", "messages", "rater", "simulated", "note"]
+)
+
+
+@settings(max_examples=150)
+@given(st.dictionaries(fields, anything, max_size=3), anything, anything)
+def test_no_row_raises_anything_else(tmp_path_factory, row, chosen, rejected):
+    path = saved(tmp_path_factory.getbasetemp(), row | {"chosen": chosen, "rejected": rejected}, name="any_row.jsonl")
+    with contextlib.suppress(FeedbackError):
+        read_preferences(path)
+    with contextlib.suppress(ValueError):
+        as_demonstrations([row | {"completion": chosen}])
 
 
 def test_skipping_reports_what_was_skipped(tmp_path):
@@ -256,6 +483,27 @@ def test_preferences_come_back_equal(tmp_path_factory, records, name):
     assert list(read_preferences(path)) == records
     raw = path.read_bytes()
     assert (gzip.decompress(raw) if name.endswith("gz") else raw).isascii()
+
+
+@pytest.mark.parametrize(
+    "text", ["Human: a\n\nAssistant: b", "\r\nx\r", "<|im_start|>", '[{"role": "user"}]', "User: a\nBot: b"]
+)
+def test_texts_that_look_like_dialogues_come_back_equal(text, tmp_path):
+    records = [Comparison(text, f"{text}a", text)]
+    write_preferences(tmp_path / "x.jsonl", records)
+    assert list(read_preferences(tmp_path / "x.jsonl")) == records
+
+
+@pytest.mark.parametrize("write", [write_preferences, write_unpaired, write_csv])
+def test_what_cannot_be_written_is_refused(write, tmp_path):
+    ranking = Ranking("Hi", ("a", "b"), ((0,), (1,)), (0, 1))
+    with pytest.raises(
+        ValueError, match=r"row 1 is Ranking.*; expected a Comparison\. write_events keeps other records"
+    ):
+        write(tmp_path / "x", [Comparison("Hi", "a", "b"), ranking])
+    with pytest.raises(ValueError, match=r"row 0 has an empty prompt; expected a question"):
+        write(tmp_path / "x", [Comparison(" \n", "a", "b")])
+    assert not (tmp_path / "x").exists()
 
 
 def test_unpaired_rows(tmp_path):
@@ -317,6 +565,13 @@ def test_rows_and_records_may_be_mixed():
     assert as_demonstrations(forms) == [whole] * 4
 
 
+def test_demonstrations_have_the_forms_of_preferences():
+    turns = {"prompt": "Human: Hi\n\nAssistant:", "completion": " Hello."}
+    asked = {"prompt": "", "completion": ""} | {"prompt": "Hi", "completion": "Hello.", "system": "Be brief."}
+    read = as_demonstrations([turns, asked])
+    assert read == [Demonstration("Hi", "Hello."), Demonstration(SYSTEM, "Hello.")]
+
+
 @pytest.mark.parametrize(
     ("take", "row", "message"),
     [
@@ -325,6 +580,28 @@ def test_rows_and_records_may_be_mixed():
         (as_demonstrations, {"prompt": "Hi"}, "row 0, completion: the field is missing; found"),
         (as_demonstrations, {"messages": [{"role": "user", "content": "Hi"}]}, "row 0"),
         (as_demonstrations, {"prompt": "Hi", "completion": 3}, "row 0, completion"),
+        (as_demonstrations, {"prompt": "Hi", "completion": "\ud83d"}, "row 0, completion: holds half of a surrogate"),
+        (as_demonstrations, {"messages": [USER, assistant("a")], "tools": [{"name": "f"}]}, "row 0, tools: got"),
+        (
+            as_demonstrations,
+            {"messages": [USER, assistant("a")], "prompt": "Ho"},
+            "row 0, prompt: got 'Ho', which would",
+        ),
+        (
+            as_demonstrations,
+            {"messages": [USER, assistant("a")], "completion": "b"},
+            "row 0, completion: got 'b', which",
+        ),
+        (
+            as_demonstrations,
+            {"messages": [USER, assistant("a") | {"tool_calls": [1]}]},
+            "row 0, messages: a message holds",
+        ),
+        (as_demonstrations, {"messages": [USER, assistant("a"), USER]}, r"row 0, messages: after .* come .*\['user'\]"),
+        (as_demonstrations, {"prompt": "User: Hi\nBot:", "completion": "a"}, "row 0, prompt: looks like a dialogue"),
+        (as_demonstrations, "prompt", "row 0 is 'prompt'; expected a record, or an object with"),
+        (as_preferences, Demonstration("Hi", "a"), r"row 0 is Demonstration\(.*; expected a record"),
+        (as_preferences, {3: 3, "chosen": "a"}, "row 0, rejected: the field is missing"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_named(take, row, message):

@@ -3,7 +3,10 @@
 import contextlib
 import gzip
 import json
+import os
 import re
+import threading
+from pathlib import Path
 
 import pytest
 from feedback_files import GOOD, saved
@@ -60,7 +63,27 @@ def whole(folder, content=None):
         (lambda d: whole(d, gzip.compress(json.dumps(GOOD).encode() * 2)[:-20]), "breaks off here"),
         (lambda d: whole(d, gzip.compress(json.dumps(GOOD).encode())[:-1] + b"?"), "breaks off here"),
         (lambda d: whole(d, b"\x1f\x8bnot gzip at all"), "breaks off here"),
-        (lambda d: whole(d, b"PAR1\x15\x04\xff\x15 parquet"), "line 1, line: byte 7 (0xff) is not UTF-8"),
+        (lambda d: whole(d, b"PAR1\x15\x04\xff\x15 parquet"), "is Parquet; expected text. Write it as JSON Lines"),
+        (lambda d: whole(d, b"ARROW1\0\0"), "is Arrow; expected text"),
+        (lambda d: whole(d, b"PK\x03\x04\x14"), "is a zip archive"),
+        (lambda d: whole(d, b"\x28\xb5\x2f\xfd\x04"), "is compressed with zstd"),
+        (lambda d: whole(d, b"\xfd7zXZ\0"), "is compressed with xz"),
+        (lambda d: whole(d, b"BZh91AY"), "is compressed with bzip2"),
+        (lambda d: whole(d, gzip.compress(gzip.compress(b"{}"))), "is gzipped twice"),
+        (lambda d: whole(d, gzip.compress(b"PAR1")), "is Parquet"),
+        (lambda d: whole(d, b"\0\x01\x02"), "is a binary file"),
+        (
+            lambda d: whole(d, json.dumps([GOOD], indent=1).encode()),
+            "is one JSON list; expected JSON Lines. Write each",
+        ),
+        (lambda d: whole(d, b"[" + b",\n".join([json.dumps(GOOD).encode()] * 3) + b"]"), "is one JSON list; expected"),
+        (lambda d: whole(d, json.dumps(GOOD, indent=1).encode()), "is JSON over several lines; expected JSON Lines"),
+        (lambda d: whole(d, b'{"rows": [\n{}\n]}'), "is JSON over several lines"),
+        (
+            lambda d: whole(d, b"prompt,chosen,rejected\na,b,c\n"),
+            "none of its 2 lines is JSON; expected JSON Lines. The",
+        ),
+        (lambda d: Path("a\0b"), "cannot be read (embedded null byte)"),
     ],
 )
 def test_a_useless_file_is_one_line_of_reason_and_remedy(make, expected, tmp_path):
@@ -68,6 +91,29 @@ def test_a_useless_file_is_one_line_of_reason_and_remedy(make, expected, tmp_pat
         read_preferences(make(tmp_path))
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    other_end = threading.Timer(0.5, lambda: (tmp_path / "pipe").write_bytes(b""))  # frees a reader that waits
+    other_end.start()
+    with pytest.raises(FeedbackError, match="is a pipe or a device; expected a file"):
+        read_preferences(tmp_path / "pipe")
+    other_end.cancel()
+
+
+@pytest.mark.skipif(not Path("/dev/null").exists(), reason="this system has no such device")
+def test_a_device_is_refused():
+    with pytest.raises(FeedbackError, match="is a pipe or a device; expected a file"):
+        read_preferences("/dev/null")
+
+
+def test_the_first_line_may_break_off_like_any_other(tmp_path):
+    path = saved(tmp_path, '{"prompt": "Hi", "cho', GOOD)
+    with pytest.raises(FeedbackError, match="line 1, line: not JSON"):
+        read_preferences(path)
+    assert len(read_preferences(path, skip_bad=True)) == 1
 
 
 # ---- bad lines ---------------------------------------------------------------------------------------------
