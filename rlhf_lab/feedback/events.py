@@ -1,17 +1,28 @@
 """The lossless log of feedback: one event a line, flushed to the disk before it counts as saved.
 
-What is taken back is not erased: a later line withdraws it. Chapter 08.
+What is taken back is not erased: a later line withdraws it. One line both adds an event and withdraws the one that it
+replaces, so that no kill can come between the two. Chapter 08.
 """
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from io import FileIO
+from itertools import count
 from pathlib import Path
 
-from rlhf_lab.feedback.lines import BadLine, FeedbackError, complain, read_records, short, write_lines
+from rlhf_lab.feedback.lines import (
+    MAX_LINE_BYTES,
+    BadLine,
+    FeedbackError,
+    complain,
+    read_records,
+    short,
+    write_lines,
+)
 from rlhf_lab.records import (
     Comment,
     Comparison,
@@ -29,6 +40,10 @@ except ImportError:  # Windows: a second writer is then told by the size of the 
 
 Event = Comment | Comparison | Demonstration | Edit | Ranking | Rating
 EVENT_TYPES = {kind.__name__.lower(): kind for kind in Event.__args__}
+START = b'{"type": "'  # of every line that we write
+# What the JSON decoder leaves of a line that was cut off; within a string it says so itself.
+CUT = re.compile(r"|t|tr|tru|f|fa|fal|fals|-|\.|[eE][-+]?|u[0-9a-f]{0,4}")
+EMPTY_IT = "Mend the line, or empty it but keep its line end: events are referred to by their line numbers"
 
 
 @dataclass(frozen=True)
@@ -37,32 +52,66 @@ class Withdrawal:
 
     line: int
 
+    def __post_init__(self) -> None:
+        if type(self.line) is not int:
+            raise ValueError(f"it names line {short(self.line)}; expected the number of a line")
 
-def event_line(event: Event | Withdrawal) -> str:
+
+def event_line(event: Event | Withdrawal, replaces: int | None = None) -> str:
     """One line of an event log, ASCII, without its line end.
+
+    Args:
+        event: what the line holds.
+        replaces: number of the line whose event it withdraws at the same time.
+
+    Raises:
+        ValueError: the line would be too long to be read again.
 
     >>> event_line(Withdrawal(3))
     '{"type": "withdrawal", "line": 3}'
     """
-    return json.dumps({"type": type(event).__name__.lower(), **asdict(event)}, allow_nan=False)
+    fields = {"type": type(event).__name__.lower(), **asdict(event)}
+    line = json.dumps(fields if replaces is None else fields | {"replaces": replaces}, allow_nan=False)
+    if len(line) + len("\n") >= MAX_LINE_BYTES:
+        raise ValueError(f"the event takes {len(line)} bytes; a line may have {MAX_LINE_BYTES}. Shorten the texts")
+    return line
 
 
-def _event(record: dict) -> Event | Withdrawal:
+@dataclass(frozen=True)
+class _Line:
+    """What one line says: a new event, the number of a line it withdraws, or both."""
+
+    event: Event | None
+    withdraws: int | None
+
+
+def _parsed(record: dict) -> _Line:
     fields = dict(record)
     kind = ({"withdrawal": Withdrawal} | EVENT_TYPES).get(str(fields.pop("type", None)))
     if kind is None:
         problem = f"got {short(record.get('type'))}; expected one of {sorted(EVENT_TYPES)}"
-        raise BadLine("type", problem, "Is this an event log? read_preferences reads files of preferences")
+        remedy = "Is this an event log, and of this version? read_preferences reads files of preferences"
+        raise BadLine("type", problem, remedy)
     try:
+        replaces = fields.pop("replaces", None)
+        replaced = None if replaces is None else Withdrawal(replaces).line
         for name in ("replies", "shown", "tiers"):
             if name in fields:
                 fields[name] = tuple(tuple(x) if isinstance(x, list) else x for x in fields[name])
         if "prompt" in fields:
             fields["prompt"] = as_conversation(fields["prompt"])
-        return kind(**fields)
-    except (TypeError, ValueError) as error:
-        problem = f"not a {kind.__name__} ({error})"
-        raise BadLine("line", problem, "Remove the line if it was edited by hand") from None
+        event = kind(**fields)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise BadLine("line", f"not a {kind.__name__} ({error})", EMPTY_IT) from None
+    return _Line(None, event.line) if isinstance(event, Withdrawal) else _Line(event, replaced)
+
+
+def _count(standing: dict[int, Event], number: int, line: _Line) -> None:
+    """Let line `number` of a log take effect on the events that stand before it."""
+    if line.withdraws is not None and standing.pop(line.withdraws, None) is None:
+        raise BadLine("line", f"withdraws line {line.withdraws}, where no event stands", EMPTY_IT, number)
+    if line.event is not None:
+        standing[number] = line.event
 
 
 @dataclass(frozen=True)
@@ -82,6 +131,31 @@ class EventLines:
     torn: int
 
 
+def _is_cut_off(line: bytes) -> bool:
+    """Whether an event breaks off at the end of the line; a mistake before that is none that a kill makes."""
+    line = line.rstrip(b"\0")  # some file systems fill up with zeros what they had no time to write
+    if not line.isascii() or not (START.startswith(line) or line.startswith(START)):
+        return False
+    try:
+        json.loads(line)
+    except json.JSONDecodeError as error:
+        return error.msg.startswith("Unterminated string") or bool(CUT.fullmatch(error.doc[error.pos :]))
+    except (ValueError, RecursionError):
+        pass
+    return False
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is something to read, be it what the reader then refuses."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError):
+        pass
+    return True
+
+
 def read_event_lines(path: str | Path) -> EventLines:
     """Read an event log with its line numbers; an incomplete last line is reported, not an error.
 
@@ -89,18 +163,16 @@ def read_event_lines(path: str | Path) -> EventLines:
         FeedbackError: the file cannot be read, or another line is bad.
     """
     path = Path(path)
-    good, bad, (size, last, end) = read_records(path, _event)
-    # Only what looks like the beginning of an event counts as torn, lest a file of another kind is cut.
+    good, bad, (size, last, end) = read_records(path, _parsed)
     broken = bool(bad) and bad[-1].number == last and not end.endswith(b"\n")
-    torn = broken and (b'{"type": "'.startswith(end[:10]) or end[:10] == b'{"type": "')
+    torn = broken and _is_cut_off(end)
     bad = bad[: len(bad) - torn]
     standing: dict[int, Event] = {}
-    for number, event in good.items():
-        if not isinstance(event, Withdrawal):
-            standing[number] = event
-        elif event.line >= number or standing.pop(event.line, None) is None:
-            problem = f"withdraws line {event.line}, where no event stands"
-            bad.append(BadLine("line", problem, "Remove the line if the log was edited by hand", number))
+    for number, line in good.items():
+        try:
+            _count(standing, number, line)
+        except BadLine as problem:
+            bad.append(problem)
     if bad:
         complain(path, bad, last)
     cut = len(end) if torn else 0
@@ -121,7 +193,12 @@ def read_events(path: str | Path) -> list[Event]:
 
 
 def write_events(path: str | Path, events: Sequence[Event]) -> None:
-    """Write an event log; `read_events` gives back equal records, whatever characters they hold."""
+    """Write an event log; `read_events` gives back equal records, whatever characters they hold.
+
+    Raises:
+        ValueError: an event is too long for a line; nothing is written.
+        SaveError: the file cannot be written.
+    """
     write_lines(path, map(event_line, events))
 
 
@@ -130,71 +207,145 @@ class NotSaved(OSError):
 
 
 class EventLog:
-    """An event log that grows one flushed line at a time; the file is made at the first append.
+    """An event log that grows one flushed line at a time; the file is made, for its owner only, at the first append.
 
-    An incomplete last line, left by a writer that died, is cut off before the next one is written. The file
-    is open, and locked, only while a line is written; that its size is the expected one shows that nobody
-    else wrote to it since.
+    An incomplete last line, left by a writer that died, is put into a file beside the log before the next one is
+    written. The file is open, and locked, only while a line is written; that its size is the expected one shows that
+    nobody else wrote to it since. All that an append changes here is changed in one assignment, after the flush: it
+    may be interrupted anywhere, and the next one first clears away what was left.
 
     Attributes:
-        standing: {line number: event} that was in the file when it was opened, without what was withdrawn.
+        path: of the log.
+        kept: the file that holds the incomplete last line, once it was put there.
+
+    Raises:
+        FeedbackError: there is a file, but no event log that can be added to.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._lines = self._size = self._torn = 0
-        self.standing = {}
-        if self.path.exists():
-            log = read_event_lines(self.path)
-            self._lines, self._size, self._torn, self.standing = log.lines, log.size, log.torn, log.standing
-            if self.path.stat().st_size != self._size + self._torn:
+        self.kept: Path | None = None
+        self._now = EventLines({}, 0, 0, 0)
+        if _exists(self.path):
+            self._now = read_event_lines(self.path)
+            if self.path.stat().st_size != self._now.size + self._now.torn:
                 raise FeedbackError(self.path, ": is compressed; expected a plain event log. Unpack it first")
+        self._attempt = (self._now, b"")  # what was to be written last, and after what
+        self._file: FileIO | None = None
 
-    def append(self, event: Ranking | Withdrawal) -> int:
+    @property
+    def standing(self) -> dict[int, Event]:
+        """{line number: event} of what is known to be on the disk, without what was withdrawn."""
+        return self._now.standing
+
+    @property
+    def torn(self) -> int:
+        """Bytes of an incomplete last line that is still in the file."""
+        return self._now.torn
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether an append was broken off, so that the file may hold its line, or a part of it."""
+        before, data = self._attempt
+        return before is self._now and bool(data)
+
+    def append(self, event: Event | Withdrawal, replaces: int | None = None) -> int:
         """Write one line, flush it to the disk, and return its number.
+
+        Args:
+            event: what the line holds.
+            replaces: number of the line whose event is withdrawn by the same line.
 
         Raises:
             NotSaved: nothing was added; the message holds the reason and a remedy.
+            ValueError: the line is too long, or withdraws an event that does not stand; nothing was added.
         """
-        data = event_line(event).encode("ascii") + b"\n"
+        data = event_line(event, replaces).encode("ascii") + b"\n"
+        number, standing = self._now.lines + 1, dict(self._now.standing)
+        line = _Line(None, event.line) if isinstance(event, Withdrawal) else _Line(event, replaces)
+        _count(standing, number, line)
+        written = self._in_file(lambda file: self._write(file, data))
+        self._now = EventLines(standing, number, self._now.size + written, 0)
+        return number
+
+    def settle(self) -> None:
+        """Clear away what a broken-off append left in the file.
+
+        Raises:
+            NotSaved: it cannot be cleared away; the message holds the reason and a remedy.
+        """
+        self._in_file(lambda file: 0)
+
+    def _in_file(self, work: Callable[[FileIO], int]) -> int:
         try:
-            with self._opened() as file:
-                if self._size and file.seek(self._size - 1) >= 0 and file.read(1) != b"\n":
-                    data = b"\n" + data
-                self._write(file, data)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self._file:  # an interrupt may have left it open, and so locked
+                self._file.close()
+            with open(self.path, "ab+", buffering=0, opener=_private) as file:
+                self._file = file
+                _lock(file)
+                self._settle(file)
+                return work(file)
         except NotSaved:
             raise
         except OSError as error:
             remedy = "Free some space, or choose a file in a folder you may write to"
             raise NotSaved(f"{self.path} cannot be written ({error.strerror or error}). {remedy}") from error
-        self._size, self._lines, self._torn = self._size + len(data), self._lines + 1, 0
-        return self._lines
 
-    @contextmanager
-    def _opened(self) -> Iterator[FileIO]:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "ab+", buffering=0) as file:
-            _lock(file)
-            if os.fstat(file.fileno()).st_size != self._size + self._torn:
-                problem = f"{self.path} was changed by another session or program since this session read it"
-                raise NotSaved(f"{problem}. Close one of the two and make the session again")
-            if self._torn:
-                file.truncate(self._size)
-            yield file
-
-    def _write(self, file: FileIO, data: bytes) -> None:
-        rest = memoryview(data)
-        try:
-            while rest:
-                rest = rest[file.write(rest) :]
+    def _settle(self, file: FileIO) -> None:
+        """Cut off what stands after the known lines: what our own last attempt left, or what a dead writer did."""
+        size, (_, data) = self._now.size, self._attempt
+        shorter = os.fstat(file.fileno()).st_size < size
+        file.seek(size)
+        tail = file.read()
+        ours = self.unsettled and data.startswith(tail)
+        if shorter or (tail and not ours and len(tail) != self._now.torn):
+            problem = f"{self.path} was changed by another session or program since this session read it"
+            raise NotSaved(f"{problem}. Close one of the two and make the session again")
+        if tail and not ours and self.kept is None:
+            self._keep(tail)
+        if tail or ours:
+            file.truncate(size)
             os.fsync(file.fileno())
-            if not self._lines:
+            self._now = replace(self._now, torn=0)  # another state than the attempt's: it is settled
+
+    def _keep(self, tail: bytes) -> None:
+        names = (self.path.with_name(f"{self.path.name}.torn-{number}") for number in count(1))
+        beside = next(name for name in names if not os.path.lexists(name))
+        try:
+            with open(beside, "xb", buffering=0, opener=_private) as file:
+                _write_all(file, tail)
+        except BaseException:  # the log still holds it
+            with suppress(OSError):
+                beside.unlink()
+            raise
+        self.kept = beside
+
+    def _write(self, file: FileIO, data: bytes) -> int:
+        if self._now.size and file.seek(self._now.size - 1) >= 0 and file.read(1) != b"\n":
+            data = b"\n" + data
+        self._attempt = (self._now, data)
+        try:
+            _write_all(file, data)
+            if not self._now.lines:
                 _flush_folder(self.path.parent)
         except BaseException:  # also when the reader interrupts
             with suppress(OSError):
-                file.truncate(self._size)
-            self._torn = os.fstat(file.fileno()).st_size - self._size
+                file.truncate(self._now.size)
             raise
+        return len(data)
+
+
+def _private(path: str, flags: int) -> int:
+    """Open a file; where it is new, nobody else may read it."""
+    return os.open(path, flags, 0o600)
+
+
+def _write_all(file: FileIO, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
+    os.fsync(file.fileno())
 
 
 def _lock(file: FileIO) -> None:

@@ -162,6 +162,9 @@ def test_the_order_on_the_screen_is_shuffled_by_the_seed():
         ([*ITEMS, ("Hi", ["a", None])], "item 4: reply is NoneType; expected text"),
         ([("Hi", "ab")], "item 1: replies is a text; expected several"),
         ([([], ["a", "b"])], "item 1: prompt is"),
+        ([("Hi", None)], "item 1: .*NoneType"),
+        ([("Hi",)], "item 1: not enough values to unpack"),
+        ([*ITEMS, None], "item 4: .*NoneType"),
     ],
 )
 def test_impossible_items(items, expected):
@@ -234,6 +237,31 @@ def test_equal_items_are_judged_apart(tmp_path):
     again = RankingSession([ITEMS[1], ITEMS[1]], tmp_path / "log.jsonl")
     assert again.progress.judged == 2
     assert again.rankings() == session.rankings()
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_of_several_judgements_of_an_item_the_last_counts(first, tmp_path):
+    path = tmp_path / "log.jsonl"
+    rankings = [Ranking(as_conversation("When?"), ("d", "e"), tiers, (0, 1), rater="you") for tiers in TIERS]
+    write_events(path, rankings)
+    session = RankingSession([ITEMS[1]] * (first + 1), path)
+    session.index = first
+    assert session.ranks == [1, 1]
+    assert session.rankings() == rankings
+    session.skip()
+    again = RankingSession([ITEMS[1]] * (first + 1), path)
+    assert [r.tiers for r in again.rankings()] == [*TIERS[:2], ()]
+
+
+TIERS = [((0,), (1,)), ((1,), (0,)), ((0, 1),)]
+
+
+def test_one_judgement_of_equal_items_belongs_to_the_first(tmp_path):
+    judged(RankingSession([ITEMS[1]] * 2, tmp_path / "log.jsonl"), 0, "d", "e")
+    session = RankingSession([ITEMS[1]] * 2, tmp_path / "log.jsonl")
+    assert session.index == 1
+    session.index = 0
+    assert session.status == "done"
 
 
 @pytest.mark.parametrize("keep", [1, 12, 60, -2])
@@ -550,6 +578,32 @@ def test_the_status_line_says_what_is_not_saved(tmp_path, capsys):
     view._do(lambda: session.tie(0))
     assert view.status.value.startswith("tie: no other reply has a rank yet")
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_refused_click_does_not_hide_that_something_is_not_saved(tmp_path):
+    (tmp_path / "file").write_text("x")
+    session = RankingSession(ITEMS, tmp_path / "file" / "log.jsonl")
+    view = RankingView(session)
+    view.skip.click()
+    view.next.click()
+    view._do(lambda: session.tie(0))
+    assert view.status.value.startswith("NOT SAVED, kept in memory: ")
+
+
+def test_a_click_that_changes_nothing_tries_to_save_again(tmp_path, monkeypatch):
+    session = RankingSession(ITEMS, tmp_path / "log.jsonl")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        with pytest.raises(NotSaved, match="Input/output error"):
+            session.skip()
+    session.skip()
+    assert session.saved
+
+
+def test_lines_of_text_are_not_typeset():
+    view = RankingView(RankingSession(ITEMS, Path("$x^2$") / "log.jsonl"))
+    for label in (view.title, view.status, *view.children[-1:]):
+        assert {"mathjax_ignore", "tex2jax_ignore"} <= set(label._dom_classes)
 
 
 def test_without_a_log_nothing_is_called_saved():

@@ -29,11 +29,12 @@ REPLIES = [
     "Go on, then. " * 150,
     "You will find it next to the river; it opens at ten.",
 ]
+LOG = "$x^2$ log.jsonl"
 CODE = f"""
 from rlhf_lab.classroom.widgets.plain import RankingView
 from rlhf_lab.classroom.widgets.session import RankingSession
 items = [("Where is the <b>zoo</b>?", {REPLIES!r}), ("When?", ["At ten.", "No."])]
-RankingView(RankingSession(items, "log.jsonl"))
+RankingView(RankingSession(items, {LOG!r}))
 """
 PATIENCE = 90  # seconds; a busy machine may need most of a minute to start everything
 
@@ -126,7 +127,7 @@ def test_ranking_in_jupyterlab(page, lab, tmp_path):
     rank(REPLIES[2], "Rank 2")
     rank(REPLIES[0], "Rank 3")
     status("Saved: ranked")
-    [ranking] = read_events(tmp_path / "log.jsonl")
+    [ranking] = read_events(tmp_path / LOG)
     assert (ranking.replies, ranking.tiers) == (tuple(REPLIES), ((1, 3), (2,), (0,)))
     assert [ranking.replies[i] for i in ranking.shown] == shown[1:]
 
@@ -143,10 +144,17 @@ def test_ranking_in_jupyterlab(page, lab, tmp_path):
         page.keyboard.press("Tab")  # All bad; Previous is disabled
     page.keyboard.press("Enter")
     status("2 of 2   ·   1 judged")
-    assert [r.status for r in read_events(tmp_path / "log.jsonl")] == ["skipped"]
+    assert [r.status for r in read_events(tmp_path / LOG)] == ["skipped"]
 
     # What scrolls can be reached with Tab, and typing does not change it.
     view.get_by_role("button", name="Previous", exact=True).click()
     long = view.locator("textarea:not([disabled])")
     long.press("x")
     wait_for(lambda: long.input_value() == REPLIES[2])
+
+    # What cannot be saved is said as text, with a name that would be a formula.
+    with open(tmp_path / LOG, "ab") as log:
+        log.write(b"\n")
+    view.get_by_role("button", name="All bad", exact=True).click()
+    view.get_by_text(f"NOT SAVED, kept in memory: {LOG} was changed by another session").wait_for()
+    assert view.locator("mjx-container").count() == 0

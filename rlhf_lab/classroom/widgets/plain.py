@@ -1,7 +1,8 @@
 """The view of a ranking session made of standard buttons and text fields, for wherever ipywidgets are shown.
 
-What people and models wrote is shown in text fields only: they take it as it is, while a Label would typeset
-what stands between dollar signs and an HTML widget would run it. Everything can be reached with the Tab key.
+What people and models wrote is shown in text fields only: they take it as it is, while an HTML widget would run it.
+A Label takes text too, but what stands between dollar signs is typeset in it, which ours ask not to do: they may name a
+file. Everything can be reached with the Tab key.
 Chapters 00 and 08.
 """
 
@@ -45,6 +46,14 @@ class TextView(widgets.Textarea):
         self.value, self.rows, self.disabled = text, min(lines, MOST_LINES), lines <= MOST_LINES
 
 
+def _label() -> widgets.Label:
+    """One line of text that is shown as it stands; the classes are those that MathJax passes over."""
+    label = widgets.Label()
+    for name in ("mathjax_ignore", "tex2jax_ignore"):
+        label.add_class(name)
+    return label
+
+
 class RankingView(widgets.VBox):
     """Rank by clicking the replies in order, best first.
 
@@ -58,7 +67,7 @@ class RankingView(widgets.VBox):
     def __init__(self, session: RankingSession) -> None:
         most = max(len(replies) for _, replies in session.items)
         self.session, self._problem = session, ""
-        self.title, self.status = widgets.Label(), widgets.Label()
+        self.title, self.status, self.notice = _label(), _label(), _label()
         self.prompt = TextView(description="Prompt")
         self.texts = [TextView(description=f"Reply {chr(65 + i)}") for i in range(most)]
         self.place = [self._button("", lambda i=i: self._place(i)) for i in range(most)]
@@ -92,10 +101,11 @@ class RankingView(widgets.VBox):
         acts = widgets.HBox([self.undo, self.skip, self.all_bad, self.previous, self.next])
         self.title.add_class("rlhf-title")
         how.add_class("rlhf-quiet")
+        self.notice.add_class("rlhf-quiet")
         last = widgets.HBox([self.status, self.again])
         acts.add_class("rlhf-acts")
         last.add_class("rlhf-last")
-        return [widgets.HTML(STYLE), self.title, self.prompt, how, *self.rows, acts, last]
+        return [widgets.HTML(STYLE), self.title, self.prompt, how, *self.rows, acts, last, self.notice]
 
     def _place(self, position: int) -> None:
         placed = self.session.ranks[position] is not None
@@ -103,13 +113,15 @@ class RankingView(widgets.VBox):
 
     def _do(self, operation: Callable[[], None]) -> None:
         self._problem = ""
+        self.status.value = "Working"  # where the reader interrupts, what stood here before may be wrong
         try:
             operation()
         except NotSaved:
             pass  # the session keeps the judgement and the reason
         except (ValueError, OSError) as error:
             self._problem = str(error)
-        self.refresh()
+        finally:
+            self.refresh()
 
     def refresh(self) -> None:
         """Show the session as it is now; call it after changing the session by other means."""
@@ -126,7 +138,9 @@ class RankingView(widgets.VBox):
             self._show_rank(i, rank, max((r for r in ranks if r), default=0))
         self.undo.disabled = not session.can_undo
         self.previous.disabled, self.next.disabled = session.index == 0, session.index + 1 == progress.total
-        self.status.value = self._problem or self._state()
+        self.notice.value = session.notice
+        self.notice.layout.display = None if session.notice else "none"
+        self.status.value = self._problem if self._problem and not session.error else self._state()
         self.again.layout.display = None if session.error else "none"
 
     def _show_rank(self, i: int, rank: int | None, last: int) -> None:
@@ -145,9 +159,7 @@ class RankingView(widgets.VBox):
             placed = sum(rank is not None for rank in ranks)
             return f"{placed} of {len(ranks)} replies ranked; saved when all are" if placed else "Not judged"
         what = {"done": "ranked", "skipped": "skipped", "all_bad": "all bad"}[session.status]
-        if session.log is None:
-            return f"NOT SAVED, kept in memory: {what}. The session has no log file"
-        return f"Saved: {what}"
+        return f"Saved: {what}" if session.saved else f"NOT SAVED, kept in memory: {what}. The session has no log file"
 
     def __repr__(self) -> str:
         return f"RankingView({len(self.session.items)} items)"
