@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from rlhf_lab.models.architectures import before_head, next_logits
 from rlhf_lab.models.language_model import LanguageModel
 from rlhf_lab.models.scoring import ValueHead
 from rlhf_lab.models.tokens import Rollout, decode_responses, encode_prompts, make_batch
@@ -119,7 +120,7 @@ def _decode(
     alive = torch.ones_like(rows, dtype=torch.bool)  # which of them have not ended
     lengths, ended = torch.zeros_like(rows), torch.zeros_like(alive)
     for step in range(uniforms.shape[1]):
-        logits, hidden = _next_token(lm, inputs, mask, positions, cache, value_head is not None)
+        logits, hidden = _next_token(lm, inputs, mask, positions, cache)
         token, log_prob = _draw(logits, uniforms[rows, step], temperature)
         tokens[rows, step] = token.where(alive, lm.pad_id)
         log_probs[rows, step] = log_prob * alive
@@ -140,20 +141,18 @@ def _decode(
 
 
 def _next_token(
-    lm: LanguageModel, inputs: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache, want_hidden: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Logits [b, V] and, if wanted, last hidden state [b, d] of the newest position; the cache grows."""
-    with lm.autocast():
-        output = lm.model(
-            inputs,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-            output_hidden_states=want_hidden,
-        )
-    return output.logits[:, -1].float(), output.hidden_states[-1][:, -1] if want_hidden else None
+    lm: LanguageModel, inputs: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache
+) -> tuple[Tensor, Tensor]:
+    """Logits [b, V] and last hidden state [b, d] of the newest position; the cache grows."""
+    last: list[Tensor] = []
+
+    def keep(states: Tensor) -> Tensor:
+        last.append(states[:, -1])
+        return states
+
+    with lm.autocast(), before_head(lm.model, keep):
+        logits = next_logits(lm.model, inputs, mask, positions, cache)
+    return logits.float(), last[0]
 
 
 def _draw(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -26,26 +26,30 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rlhf_lab.training.files import new_folder
-
-# For tokenizers that bring none. Line breaks are expressions, because the template engine drops a line break
-# that follows a block.
-PLAIN_CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'] | capitalize + ':\n' + message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
+from rlhf_lab.models.architectures import unfit
+from rlhf_lab.models.foreign import (
+    ModelError as ModelError,  # users know it from here
+    check_files,
+    check_settings,
+    config_error,
+    in_one_line,
+    plain_chat_template,
+    render_chat,
+    use_own_attention,
 )
+from rlhf_lab.records import Conversation, Message
+from rlhf_lab.training.folders import MARK, changed_file, new_folder
+
 SIZES = ("tiny", "small", "medium")
-# Where the sizes live, best place first: a checkout, a wheel, what `pretrain` writes.
-_ROOTS = (Path(__file__).parents[2] / "data", Path(__file__).parents[1] / "data", Path("runs"))
+# Where the sizes live, best place first: a checkout, a wheel, what `pretrain` writes. That is the checkout's own folder
+# wherever a notebook or a script runs; without a checkout it is one in the working folder.
+_CHECKOUT = Path(__file__).parents[2]
+_RUNS = (_CHECKOUT if (_CHECKOUT / "pyproject.toml").is_file() else Path()) / "runs"
+_ROOTS = (_CHECKOUT / "data", Path(__file__).parents[1] / "data", _RUNS)
 MODEL_FOLDERS = {size: [root / ("model" if size == "tiny" else f"model-{size}") for root in _ROOTS] for size in SIZES}
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _NO_PICKLE = "pickled weights are refused, because loading them can run code"
 AutoModelKind = type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification]
-
-
-class ModelError(ValueError):
-    """A model cannot be loaded or used; the message says why and what to do."""
 
 
 @dataclass
@@ -55,7 +59,7 @@ class LanguageModel:
     Attributes:
         model: in eval mode; its weights are float32.
         tokenizer: with a chat template.
-        end_id: token that ends a reply.
+        end_id: token that ends a reply, as the chat template ends an assistant's turn; see `end_of_turn`.
         pad_id: token under the mask; any valid id serves, and without a pad token it is the end.
         precision: torch.float32, or torch.bfloat16 for the forward passes (weights and log-probs stay
             float32).
@@ -143,20 +147,110 @@ def wrap_model(
     missing.
 
     Raises:
-        ModelError: the tokenizer has no token that ends a text or more tokens than the model; unknown
-            precision.
+        ModelError: the tokenizer has no token that ends a text or more tokens than the model; a chat template that
+            cannot be used; no context; unknown precision.
     """
-    if precision not in (torch.float32, torch.bfloat16):
-        raise ModelError(f"precision is {precision}; expected torch.float32 or torch.bfloat16")
+    check_precision(precision)
     rows = len(model.get_input_embeddings().get_parameter("weight"))
-    if len(tokenizer) > rows:
-        raise ModelError(f"the tokenizer has {len(tokenizer)} tokens, the model {rows}; use the one it was made with")
+    tokens = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if tokens > rows:
+        raise ModelError(f"the tokenizer has {tokens} tokens, the model {rows}; use the one it was made with")
+    if max_length(model) < 1:
+        raise ModelError(
+            f"the model's context is {max_length(model)} tokens; mend max_position_embeddings in its config"
+        )
     if tokenizer.eos_token_id is None:
         raise ModelError("the tokenizer has no eos token, so a reply could never end; set tokenizer.eos_token")
+    if reason := unfit(model):
+        raise ModelError(reason)
     if not tokenizer.chat_template:
-        tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
+        tokenizer.chat_template = plain_chat_template(tokenizer)
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return LanguageModel(model.eval(), tokenizer, tokenizer.eos_token_id, pad_id, precision)
+    return LanguageModel(model.eval(), tokenizer, end_of_turn(tokenizer), pad_id, precision)
+
+
+def check_precision(precision: torch.dtype) -> None:
+    """Refuse a precision that the house does not compute in."""
+    if precision not in (torch.float32, torch.bfloat16):
+        raise ModelError(f"precision is {precision!r}; expected torch.float32 or torch.bfloat16")
+
+
+# ---- the chat format -----------------------------------------------------------------------------------------
+
+_ASK, _REPLY = Message("user", "Where is the zoo?"), Message("assistant", "By the river.")
+_CHATS = ((_ASK,), (_ASK, _REPLY), (_ASK, _REPLY, _ASK), (Message("system", "Be kind."), _ASK))
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token with which the chat template ends an assistant's turn: the first special one after its text.
+
+    It is the eos token where the template writes none there, or allows no such conversation. Models for chats often
+    have another eos, with which whole documents ended.
+
+    Raises:
+        ModelError: a chat template that cannot be used.
+    """
+    written = _written(tokenizer, (_ASK, _REPLY), add_generation_prompt=False) or ""
+    _, found, rest = written.rpartition(_REPLY.content)
+    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special or token.content.strip()}
+    never = {tokenizer.bos_token_id, tokenizer.unk_token_id} - {tokenizer.eos_token_id}
+    ends = (added | set(tokenizer.all_special_ids)) - never
+    ids = tokenizer(rest, add_special_tokens=False)["input_ids"] if found else []
+    return next((i for i in ids if i in ends), tokenizer.eos_token_id)
+
+
+def _written(tokenizer: PreTrainedTokenizerBase, chat: Conversation, add_generation_prompt: bool = True) -> str | None:
+    """What the chat template makes of a conversation; None where it refuses it."""
+    try:
+        return render_chat(tokenizer, chat, add_generation_prompt)
+    except ModelError:
+        raise
+    except Exception:  # templates raise what they like
+        return None
+
+
+def check_same_tokens(
+    policy: PreTrainedTokenizerBase,
+    other: PreTrainedTokenizerBase,
+    name: str,
+    remedy: str = "give a model with the policy's tokenizer and chat template",
+) -> None:
+    """Refuse a model that would read the policy's tokens as something else: another vocabulary, or another chat format.
+
+    Templates are compared by what they make of a few conversations. The pad token may differ, it stands under the mask.
+
+    Args:
+        policy, other: the tokenizers.
+        name: what the other model is to the caller, such as "reference".
+        remedy: what to do instead.
+
+    Raises:
+        ValueError: names `name` and the difference.
+    """
+    if other is policy:
+        return
+    ours, theirs = policy.get_vocab(), other.get_vocab()
+    if ours != theirs:
+        example = min(set(ours.items()) ^ set(theirs.items()), key=lambda item: item[::-1])[0]
+        raise ValueError(
+            f"{name} has another vocabulary than the policy ({len(theirs)} and {len(ours)} tokens, "
+            f"{example!r:.40} is not the same); {remedy}"
+        )
+    for chat in _CHATS:
+        texts = [_written(tokenizer, chat) for tokenizer in (other, policy)]
+        if texts[0] != texts[1]:
+            raise ValueError(
+                f"{name} has another chat template than the policy ({texts[0]!r:.80} and {texts[1]!r:.80}); {remedy}"
+            )
+        rows = [tokenizer(texts[0] or "", add_special_tokens=False)["input_ids"] for tokenizer in (other, policy)]
+        if rows[0] != rows[1]:
+            raise ValueError(f"{name} cuts {texts[0]!r:.80} into other tokens than the policy; {remedy}")
+    ends = [tokenizer.convert_ids_to_tokens(end_of_turn(tokenizer)) for tokenizer in (other, policy)]
+    if ends[0] != ends[1]:
+        raise ValueError(f"{name} ends a reply with {ends[0]!r}, the policy with {ends[1]!r}; {remedy}")
+
+
+# ---- loading -------------------------------------------------------------------------------------------------
 
 
 def load_language_model(
@@ -180,17 +274,26 @@ def load_language_model(
 
     Chapter 07.
     """
+    check_precision(precision)
     folder = find_model(source)
     model = load_model(folder, AutoModelForCausalLM, device)
     return wrap_model(model, load_tokenizer(folder), precision)
+
+
+def trained_folder(size: str) -> Path:
+    """Where `pretrain` writes a model of a size and `find_model` looks for it: `runs` of the checkout, else of the
+    working folder."""
+    return MODEL_FOLDERS[size][-1].absolute()
 
 
 def find_model(source: str | Path) -> Path:
     """The local folder of a size, a folder or a name on the hub, which is downloaded on first use.
 
     Raises:
-        ModelError: there is none; says how to make or get it.
+        ModelError: there is none, or it holds no model; says how to make or get it.
     """
+    if not isinstance(source, str | Path):
+        raise ModelError(f"the model is {source!r:.80}; expected a folder, a name on the hub, or one of {SIZES}")
     if str(source) in SIZES:
         found = [folder for folder in MODEL_FOLDERS[str(source)] if (folder / "config.json").is_file()]
         if not found:
@@ -198,15 +301,26 @@ def find_model(source: str | Path) -> Path:
                 f"there is no {source} checkpoint yet; make it with: python run.py pretrain --size {source}"
             )
         return found[0]
+    try:
+        folder = _local_folder(source) or _from_hub(str(source))
+        check_files(folder)
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        raise ModelError(f"cannot read {source!s:.200} ({error.strerror}); give another folder") from error
+    return folder
+
+
+def _local_folder(source: str | Path) -> Path | None:
+    """The folder that is meant, or None where it is a name on the hub."""
     folder = Path(os.path.expanduser(source))  # unlike Path.expanduser it lets a strange ~name be
-    if (folder / "config.json").is_file():
+    if source != "" and folder.is_dir():
         return folder
-    if folder.exists():
-        raise ModelError(f"{source} has no config.json; expected a folder in the Hugging Face layout")
+    if folder.is_file():
+        raise ModelError(f"{source} is a file; give the folder of the model that it belongs to")
     nested = folder.parent != Path(".") and folder.parent.exists()  # then a path was meant, not a name
     if isinstance(source, Path) or nested or not _HUB_NAME.fullmatch(source):
-        raise ModelError(f"there is no folder {source}; give a model folder, a name on the hub, or one of {SIZES}")
-    return _from_hub(source)
+        name = str(source) if str(source).strip() else repr(source)
+        raise ModelError(f"there is no folder {name}; give a model folder, a name on the hub, or one of {SIZES}")
+    return None
 
 
 def _from_hub(name: str) -> Path:
@@ -216,14 +330,10 @@ def _from_hub(name: str) -> Path:
         folder = snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*/*", "consolidated*"])
     except Exception as error:  # network, hub, authorisation, disk: each client version has its own types
         raise ModelError(
-            f"{name} is no local folder and cannot be had from the hub ({first_line(error)}); "
+            f"{name} is no local folder and cannot be had from the hub ({in_one_line(error)}); "
             "check the name and the network, or give a folder"
         ) from error
     return Path(folder)
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def load_model(folder: Path, kind: AutoModelKind, device: str | torch.device) -> PreTrainedModel:
@@ -235,6 +345,7 @@ def load_model(folder: Path, kind: AutoModelKind, device: str | torch.device) ->
     config = _load_config(folder, kind)
     if not any(folder.glob("*.safetensors")):
         raise ModelError(f"{folder} has no *.safetensors ({_NO_PICKLE}); save the model with save_pretrained")
+    _check_size(folder, config, kind)
     try:
         with _no_progress_bar():
             loaded: Any = kind.from_pretrained(  # a pair, which the declared type does not know
@@ -243,24 +354,27 @@ def load_model(folder: Path, kind: AutoModelKind, device: str | torch.device) ->
             model, info = loaded
     except Exception as error:  # a damaged file raises whatever its reader raises
         raise ModelError(
-            f"cannot load the weights in {folder} ({first_line(error)}); copy or make them again"
+            f"cannot load the weights in {folder} ({in_one_line(error)}); copy or make them again"
         ) from error
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ModelError(f"{folder} lacks {len(missing)} weights ({missing[0]}, ...); copy or make it again")
+    if changed := changed_file(folder, "*.safetensors"):
+        problem = f"{folder / changed} is damaged, or was changed since it was saved"
+        raise ModelError(f"{problem}; copy or make the model again, or delete {MARK} there if you changed it yourself")
     try:
-        return model.to(device).eval()
-    except (AssertionError, RuntimeError) as error:  # a torch without this backend asserts
-        raise ModelError(f"cannot use the device {device} ({first_line(error)}); use the device cpu") from error
+        return model.to(torch.device(device)).eval()
+    except (AssertionError, RuntimeError, TypeError) as error:  # a torch without this backend asserts
+        raise ModelError(f"cannot use the device {device} ({in_one_line(error)}); use the device cpu") from error
 
 
 def _load_config(folder: Path, kind: AutoModelKind) -> PreTrainedConfig:
+    check_settings(folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
-        raise ModelError(
-            f"cannot use the config.json in {folder} ({first_line(error)}); copy or make it again"
-        ) from error
+        raise config_error(folder, in_one_line(error)) from error
+    use_own_attention(config)
     classes: Any = kind._model_mapping
     wanted = classes[type(config)].__name__ if type(config) in classes else None
     found = config.architectures or [wanted or config.model_type]
@@ -268,6 +382,22 @@ def _load_config(folder: Path, kind: AutoModelKind) -> PreTrainedConfig:
         task = "a causal language model" if kind is AutoModelForCausalLM else "a sequence classifier"
         raise ModelError(f"{folder} is a {found[0]}; expected {task}{f', {wanted}' if wanted else ''}")
     return config
+
+
+def _check_size(folder: Path, config: PreTrainedConfig, kind: AutoModelKind) -> None:
+    """Refuse a config that asks for more weights than the files have bytes, before memory is taken for them."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            model: Any = kind.from_config(copy.deepcopy(config), dtype=torch.float32)
+    except Exception as error:
+        raise config_error(folder, in_one_line(error)) from error
+    asked = sum(parameter.numel() for parameter in model.parameters())
+    held = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    if asked > held:
+        raise ModelError(
+            f"cannot load the weights in {folder} (config.json asks for {asked:,} numbers, the files have {held:,} "
+            "bytes); copy or make them again"
+        )
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -281,4 +411,4 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
-        raise ModelError(f"cannot load the tokenizer in {folder} ({first_line(error)}); copy it again") from error
+        raise ModelError(f"cannot load the tokenizer in {folder} ({in_one_line(error)}); copy it again") from error

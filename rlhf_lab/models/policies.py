@@ -21,12 +21,21 @@ def draw(law: Distribution, generator: torch.Generator) -> Tensor:
 
     Raises:
         ValueError: a law of another kind, which would be sampled as what it is not.
+        FloatingPointError: the law has parameters that are NaN or infinite.
     """
     if isinstance(law, Categorical):
+        _check_finite(law.probs)
         return torch.multinomial(law.probs, 1, generator=generator).squeeze(-1)
     if not isinstance(getattr(law, "base_dist", law), Normal):
         raise ValueError(f"policy gave a {type(law).__name__}; expected a Categorical, or independent Normals")
-    return law.mean + law.stddev * torch.randn(law.mean.shape, generator=generator)
+    actions = law.mean + law.stddev * torch.randn(law.mean.shape, generator=generator)
+    _check_finite(actions)
+    return actions
+
+
+def _check_finite(numbers: Tensor) -> None:
+    if not numbers.isfinite().all():
+        raise FloatingPointError("policy gave a law with NaN or infinite parameters; check its weights and its input")
 
 
 def sampling(policy: nn.Module, generator: torch.Generator) -> Callable[[Tensor], Tensor]:

@@ -1,20 +1,23 @@
 """A reward model: a language model's backbone with a head that gives one number, read at the last real token.
 
 It is saved as a sequence classifier with one label, so `AutoModelForSequenceClassification` loads it and
-gives the same scores. Only differences of Bradley-Terry scores mean anything, so `normalise` fixes mean and
-scale. Left out: heads of several layers, rewards for single tokens.
+gives the same scores. Where transformers has no classifier of an architecture (Granite, Cohere, ...) it does so
+only after `load_reward_model` has made one in the process. Only differences of Bradley-Terry scores mean anything,
+so `normalise` fixes mean and scale. Left out: heads of several layers, rewards for single tokens.
 """
 
 import copy
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_lab.models.architectures import ensure_classifier, reward_head
 from rlhf_lab.models.language_model import (
     LanguageModel,
     ModelError,
@@ -68,12 +71,13 @@ class RewardModel:
             generator: of the head, on the CPU.
 
         Raises:
-            ModelError: the architecture has no sequence classifier with a head named `score`.
+            ModelError: the architecture has no sequence classifier that is one linear layer on the backbone.
 
         Source: Stiennon et al. 2020, Learning to Summarize from Human Feedback. Chapter 09.
         """
         config = copy.deepcopy(lm.model.config)
-        config.num_labels, config.pad_token_id = 1, _classifier_pad(lm)
+        config.num_labels, config.get_text_config().pad_token_id = 1, _classifier_pad(lm)
+        ensure_classifier(config)
         try:
             with torch.random.fork_rng(devices=[]):
                 model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
@@ -81,9 +85,8 @@ class RewardModel:
             raise ModelError(
                 f"transformers has no sequence classifier for {config.model_type}; use another architecture"
             ) from error
-        _check_head(model, config.model_type)
+        weight = _head(model, config.model_type).weight
         model.base_model.load_state_dict(lm.model.base_model.state_dict())
-        weight = model.score.weight
         with torch.no_grad():
             weight.copy_(torch.randn(weight.shape, generator=generator) / (weight.shape[1] + 1) ** 0.5)
         return cls(model.to(lm.device).eval(), lm.tokenizer, lm.precision)
@@ -135,7 +138,8 @@ class RewardModel:
         reward model reads all columns.
         """
         with autocast(self.model, self.precision):
-            return self.model.get_submodule("score")(response_states(self.model, batch)).squeeze(-1).float()
+            head = _head(self.model, "the reward model")
+            return head(response_states(self.model, batch)).squeeze(-1).float()
 
     def raw_scores(self, batch: TokenBatch) -> Tensor:
         """Raw score [B] at the last real token, the end token included; gradient flows.
@@ -163,19 +167,26 @@ class RewardModel:
             scores[rows] = self.raw_scores(batch.select(rows))
         return (scores - self.score_mean) / self.score_std
 
-    def score(self, conversations: Sequence[PromptLike], texts: Sequence[str], micro_batch: int = 64) -> Tensor:
+    def score(
+        self,
+        conversations: Sequence[PromptLike],
+        texts: Sequence[str],
+        micro_batch: int = 64,
+        max_new_tokens: int | None = None,
+    ) -> Tensor:
         """Standardised scores [N] of texts, without gradient; each is scored as a reply that ended.
 
         Args:
             conversations: N prompts.
             texts: N replies, one to each prompt.
             micro_batch: most rows in one pass.
+            max_new_tokens: longer replies are cut, as in training, and then they have not ended.
 
         Raises:
             ValueError: not as many texts as prompts, or a row longer than the context.
         """
         lm = self.lm
-        prompts, responses = encode_prompts(lm, conversations), encode_responses(lm, texts)
+        prompts, responses = encode_prompts(lm, conversations), encode_responses(lm, texts, max_new_tokens)
         return self.score_batch(make_batch(prompts, responses, self.pad_id, self.device), micro_batch)
 
     def normalise(self, raw_scores: Tensor) -> None:
@@ -200,18 +211,19 @@ def _classifier_pad(lm: LanguageModel) -> int:
     return next(id_ for id_ in candidates if id_ is not None and id_ != lm.end_id)
 
 
-def _check_head(model: PreTrainedModel, where: str) -> None:
-    weight = getattr(getattr(model, "score", None), "weight", None)
-    if weight is None or weight.shape[0] != 1:
+def _head(model: PreTrainedModel, where: str) -> nn.Linear:
+    head = reward_head(model)
+    if head is None:
         raise ModelError(
             f"{where} has no linear head named score with one output; use a decoder such as GPT-2 or Llama"
         )
+    return head
 
 
 def load_reward_model(
     folder: str | Path, device: str | torch.device = "cpu", precision: torch.dtype = torch.float32
 ) -> RewardModel:
-    """Load what `RewardModel.save` wrote, or any sequence classifier with one label and a head named `score`.
+    """Load what `RewardModel.save` wrote, or any sequence classifier that is one linear layer on a decoder.
 
     Args:
         folder: in the Hugging Face layout, or a name on the hub.
@@ -224,8 +236,10 @@ def load_reward_model(
     Chapter 09.
     """
     folder = find_model(folder)
+    with suppress(Exception):  # load_model says what is wrong with a config
+        ensure_classifier(AutoConfig.from_pretrained(folder, trust_remote_code=False))
     model = load_model(folder, AutoModelForSequenceClassification, device)
-    _check_head(model, str(folder))
+    _head(model, str(folder))
     mean, std = (
         getattr(model.config, f"rlhf_lab_score_{name}", default) for name, default in (("mean", 0.0), ("std", 1.0))
     )

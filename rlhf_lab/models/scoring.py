@@ -4,13 +4,14 @@ A pass closes the gaps that padding leaves, positions count real tokens, and dro
 also while they learn).
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf_lab.maths.tensors import check_shapes
+from rlhf_lab.models.architectures import before_head
 from rlhf_lab.models.language_model import LanguageModel, max_length
 from rlhf_lab.models.tokens import TokenBatch, length_groups
 
@@ -20,8 +21,8 @@ class ResponseForward(NamedTuple):
 
     Attributes:
         logits: [B, T, V] float32; logits[b, t] predict response token t.
-        hidden: [B, T + 1, d], in the precision of the pass; hidden[b, t] is the state before response token
-            t, and hidden[b, n] of a row of n tokens the state after its last. Later ones mean nothing.
+        hidden: [B, T + 1, d], what the head reads, in the precision of the pass; hidden[b, t] is the state before
+            response token t, and hidden[b, n] of a row of n tokens the state after its last. Later ones mean nothing.
     """
 
     logits: Tensor
@@ -97,19 +98,14 @@ def forward(lm: LanguageModel, batch: TokenBatch) -> ResponseForward:
     inputs, columns = packed_inputs(lm.model, batch)
     picked: list[Tensor] = []
 
-    def pick_responses(module: nn.Module, given: tuple, output: Any) -> Any:  # each architecture has its own output
-        picked.append(_pick(output.last_hidden_state, columns))
-        output.last_hidden_state = picked[0][:, :-1]
-        return output
+    def pick_responses(states: Tensor) -> Tensor:
+        picked.append(_pick(states, columns))
+        return picked[0][:, :-1]
 
     # The model's own head makes the logits, because some architectures scale or cap them after the
     # projection; so the states are picked on their way there.
-    hook = lm.model.base_model.register_forward_hook(pick_responses)
-    try:
-        with lm.autocast():
-            logits = lm.model(**inputs).logits
-    finally:
-        hook.remove()
+    with lm.autocast(), before_head(lm.model, pick_responses):
+        logits = lm.model(**inputs).logits
     return ResponseForward(logits.float(), picked[0])
 
 

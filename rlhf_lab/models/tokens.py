@@ -2,6 +2,10 @@
 
 Prompts are padded on the left and responses on the right, so that every response begins in the same column. Masks come
 from lengths, and prompt and response are tokenised apart.
+
+Special tokens in a text, one rule: written out they are those tokens, and decoding shows them all but one. The token
+that ends a reply belongs to the tokens and not to the text: decoding takes it off, encoding puts it on, and a reply or
+an assistant's turn that is written with it, as some files have it, gets no second one.
 """
 
 from collections.abc import Sequence
@@ -11,33 +15,44 @@ import torch
 from torch import Tensor
 
 from rlhf_lab.maths.tensors import length_mask
-from rlhf_lab.models.language_model import LanguageModel, first_line
-from rlhf_lab.records import Conversation, PromptLike, as_conversation
+from rlhf_lab.models.foreign import ModelError, in_one_line, render_chat
+from rlhf_lab.models.language_model import LanguageModel
+from rlhf_lab.records import Conversation, Message, PromptLike, as_conversation
 
 
-def encode_prompts(lm: LanguageModel, conversations: Sequence[PromptLike], max_new_tokens: int = 0) -> list[list[int]]:
+def encode_prompts(
+    lm: LanguageModel, conversations: Sequence[PromptLike], max_new_tokens: int | None = 0
+) -> list[list[int]]:
     """Token ids of each prompt through the chat template, up to where the assistant begins to write.
 
     Special tokens written out in a message become those tokens: whoever takes text from strangers must strip
-        them.
+    them.
 
     Args:
         lm: gives tokenizer, template and context.
         conversations: B prompts, texts or messages that end with the user's.
-        max_new_tokens: room that each prompt must leave for its reply.
+        max_new_tokens: room that each prompt must leave for its reply; None lets prompts be of any length.
 
     Returns:
         B lists of token ids.
 
     Raises:
-        ValueError: a prompt that leaves no room for `max_new_tokens`, or that the template does not allow;
-            names the row and the lengths.
+        ValueError: `max_new_tokens` that no prompt leaves room for, a prompt that leaves too little, or one that the
+            template does not allow; names the row and the lengths.
+        ModelError: a chat template that cannot be used.
 
     Chapter 07.
     """
     texts = [_apply_template(lm, row, as_conversation(prompt)) for row, prompt in enumerate(conversations)]
     rows = lm.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    if max_new_tokens is None:
+        return rows
     room = lm.max_length - max_new_tokens
+    if room < 1:
+        raise ValueError(
+            f"max_new_tokens is {max_new_tokens}; expected less than the model's context of {lm.max_length} tokens, "
+            "which holds the prompt too"
+        )
     for i, row in enumerate(rows):
         if len(row) > room:
             raise ValueError(
@@ -48,25 +63,32 @@ def encode_prompts(lm: LanguageModel, conversations: Sequence[PromptLike], max_n
 
 
 def _apply_template(lm: LanguageModel, row: int, conversation: Conversation) -> str:
-    messages = [{"role": m.role, "content": m.content} for m in conversation]
+    said = [Message(m.role, _without_end(lm, m.content)) if m.role == "assistant" else m for m in conversation]
     try:
-        # str changes nothing: with tokenize=False it is a text, but the declared type also holds token ids.
-        return str(lm.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        return render_chat(lm.tokenizer, said)
+    except ModelError:
+        raise
     except Exception as error:  # templates raise what they like, for example on a system message
         raise ValueError(
-            f"prompt {row} does not fit the chat template ({first_line(error)}); change its messages"
+            f"prompt {row} does not fit the chat template ({in_one_line(error)}); change its messages"
         ) from error
 
 
+def _without_end(lm: LanguageModel, text: str) -> str:
+    """The text without the end token that a file may have written out at its end."""
+    end, bare = str(lm.tokenizer.decode([lm.end_id])), text.rstrip()
+    return bare.removesuffix(end) if bare.endswith(end) else text
+
+
 def encode_responses(lm: LanguageModel, texts: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
-    """Token ids of each response, tokenised apart from its prompt, with the end token appended.
+    """Token ids of each response, tokenised apart from its prompt, with one end token at its end.
 
     Tokenised together with the prompt, letters of both could merge into one token, which sampling never
     produces.
 
     Args:
         lm: gives the tokenizer.
-        texts: B responses.
+        texts: B responses, with or without the end token written out at the end.
         max_tokens: rows are cut there, the end token included; a cut row has no end token.
 
     Returns:
@@ -74,15 +96,20 @@ def encode_responses(lm: LanguageModel, texts: Sequence[str], max_tokens: int | 
 
     Chapter 07.
     """
-    rows = lm.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if len(texts) else []
+    bare = [_without_end(lm, text) for text in texts]
+    rows = lm.tokenizer(bare, add_special_tokens=False)["input_ids"] if bare else []
     return [(row + [lm.end_id])[:max_tokens] for row in rows]
 
 
 def decode_responses(lm: LanguageModel, response_ids: Tensor, mask: Tensor) -> list[str]:
     """The text of each response [B, T] without its end token; other special tokens stay visible."""
-    rows = [ids[keep].tolist() for ids, keep in zip(response_ids.cpu(), mask.cpu(), strict=True)]
-    rows = [row[:-1] if row and row[-1] == lm.end_id else row for row in rows]
-    return lm.tokenizer.batch_decode(rows, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return decode_rows(lm, [ids[keep].tolist() for ids, keep in zip(response_ids.cpu(), mask.cpu(), strict=True)])
+
+
+def decode_rows(lm: LanguageModel, rows: Sequence[list[int]]) -> list[str]:
+    """The text of each reply, given as its token ids, without its end token; other special tokens stay visible."""
+    bare = [row[:-1] if row and row[-1] == lm.end_id else row for row in rows]
+    return lm.tokenizer.batch_decode(bare, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_lab.maths.exact import TokenWorld
 from rlhf_lab.maths.mdp import TIMINGS, TabularMDP
 from rlhf_lab.models.language_model import LanguageModel, find_model, load_language_model, load_tokenizer
-from rlhf_lab.models.tokens import encode_prompts
-from rlhf_lab.records import Conversation, Message
+from rlhf_lab.models.tokens import decode_rows, encode_prompts
+from rlhf_lab.records import Conversation, Message, PromptLike, as_conversation
 from rlhf_lab.worlds import town
 from rlhf_lab.worlds.town.facts import ATTRIBUTES, FACTS, PLACES
 from rlhf_lab.worlds.town.questions import FOLLOW_UPS, OTHER_PLACE, Prompt, draw_prompt, town_prompt, write_fact
@@ -149,14 +149,14 @@ class TokenEnv(gymnasium.Env):
 
     Args:
         lm: whose tokenizer and vocabulary are used; the shipped model if None.
-        prompts: conversations, drawn evenly; prompts of the town's train split if None.
+        prompts: texts or conversations, drawn evenly; prompts of the town's train split if None.
         score: (conversation, text, ended) -> reward of a whole reply; the town's true reward if None.
         timing: see the module; "immediate" pays what a token added to the score of the text so far.
         max_new_tokens: limit of a reply.
         best: the score from which on "sparse" pays 1.
 
     Raises:
-        ValueError: another timing, or a prompt that is too long.
+        ValueError: another timing, no prompts, no room for a reply, or a prompt that is too long.
 
     Chapter 07.
     """
@@ -164,7 +164,7 @@ class TokenEnv(gymnasium.Env):
     def __init__(
         self,
         lm: LanguageModel | None = None,
-        prompts: Sequence[Conversation] | None = None,
+        prompts: Sequence[PromptLike] | None = None,
         score: Callable[[Conversation, str, bool], float] = town_reward,
         timing: str = "delayed",
         max_new_tokens: int = 64,
@@ -172,7 +172,13 @@ class TokenEnv(gymnasium.Env):
     ):
         _check_timing(timing)
         self.lm = lm or load_language_model("tiny")
-        self.prompts = [p.conversation for p in town.prompts("train", 600)] if prompts is None else list(prompts)
+        if isinstance(prompts, str) or (prompts is not None and not len(prompts)) or max_new_tokens < 1:
+            raise ValueError(
+                f"prompts is {prompts!r:.80} and max_new_tokens {max_new_tokens}; "
+                "expected a list of at least one prompt, and at least 1 token"
+            )
+        given = [p.conversation for p in town.prompts("train", 600)] if prompts is None else prompts
+        self.prompts = [as_conversation(prompt) for prompt in given]
         self.score, self.timing, self.max_new_tokens, self.best = score, timing, max_new_tokens, best
         self._encoded = encode_prompts(self.lm, self.prompts, max_new_tokens)
         self.context = max(map(len, self._encoded)) + max_new_tokens
@@ -191,7 +197,7 @@ class TokenEnv(gymnasium.Env):
         ended = action == self.lm.end_id
         over, reward, text = bool(ended or len(self._reply) == self.max_new_tokens), 0.0, None
         if over or self.timing == "immediate":
-            text = str(self.lm.tokenizer.decode(self._reply, skip_special_tokens=True))
+            (text,) = decode_rows(self.lm, [self._reply])
             score = float(self.score(self.prompts[self._prompt], text, bool(ended)))
             reward, self._earned = score - self._earned, score
         pays = paid(self.timing, reward, self._earned, over, self._earned >= self.best)

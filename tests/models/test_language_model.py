@@ -3,19 +3,23 @@
 import copy
 import json
 import os
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_gpt2
+from conftest import CHAT_TEMPLATE, save_gpt2
 from four_replies import PROMPTS, batch_of
 from transformers import BertConfig, BertForMaskedLM, GPT2Model
 
+from rlhf_lab.experience.rollouts import sample_responses
 from rlhf_lab.models import language_model
-from rlhf_lab.models.language_model import ModelError, load_language_model
+from rlhf_lab.models.language_model import ModelError, find_model, load_language_model, wrap_model
 from rlhf_lab.models.scoring import forward
-from rlhf_lab.models.tokens import encode_prompts
+from rlhf_lab.models.tokens import encode_prompts, encode_responses
+from rlhf_lab.records import as_conversation
 from rlhf_lab.training.files import SaveError
 
 torch.set_num_threads(1)
@@ -135,7 +139,48 @@ def no_end_token(folder):
             (folder / name).write_text(json.dumps(data))
 
 
+def settings(**change):
+    def write(folder):
+        data = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(data | change))
+
+    return write
+
+
+def lora_only(folder):
+    for path in folder.iterdir():
+        path.unlink()
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+
+
+def lora_beside_config(folder):
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text("{}")
+
+
+def large_template(folder):
+    (folder / "chat_template.jinja").write_text("{{ messages }}" + " " * 1_100_000)
+
+
 DAMAGE = {
+    "LoRA weights": (lora_only, "holds LoRA weights only; merge them into the model first"),
+    "LoRA weights beside a config": (lora_beside_config, "holds LoRA weights only"),
+    "config of a list": (lambda f: (f / "config.json").write_text("[1]"), r"config\.json .*holds a list; expected"),
+    "config of a number": (lambda f: (f / "config.json").write_text("7"), r"config\.json .*holds a int; expected"),
+    "layers in words": (settings(n_layer="two"), r"config\.json .*'n_layer' expected int, got str"),
+    "layers below none": (settings(n_layer=-1), r"config\.json .*n_layer is -1; expected 0 to 1000"),
+    "too many layers": (settings(n_layer=1001), r"n_layer is 1001; expected 0 to 1000"),
+    "too many labels": (settings(num_labels=10_000), r"num_labels is 10000; expected 0 to 1000"),
+    "architectures in one text": (settings(architectures="GPT2LMHeadModel"), "expected a list of names"),
+    "architectures of a number": (settings(architectures=5), "architectures is 5; expected a list of names"),
+    "more weights than the files hold": (
+        settings(vocab_size=10**6),
+        r"config\.json asks for 32,0\d\d,\d\d\d numbers, the files have \d\d\d,\d\d\d bytes",
+    ),
+    "quantised weights": (settings(quantization_config={"quant_method": "awq"}), "holds quantised weights"),
+    "a template of a megabyte": (large_template, "chat_template.jinja has 1,100,014 bytes; expected at most 1,000,000"),
+    "what steers a terminal": (settings(model_type="\x1b[31mred"), "'model_type' holds control characters"),
     "truncated weights": (truncate, "cannot load the weights in .*copy or make them again"),
     "empty weights": (lambda f: (f / "model.safetensors").write_bytes(b""), "cannot load the weights"),
     "pickled weights": (pickle_weights, r"no \*\.safetensors \(pickled weights are refused"),
@@ -162,7 +207,7 @@ def test_damaged_models(folder, damage):
     harm(folder)
     with pytest.raises(ModelError, match=message) as error:
         load_language_model(folder)
-    assert "\n" not in str(error.value)
+    assert str(error.value).isprintable()
 
 
 @pytest.mark.parametrize("source", ["./none", "none/of/them", "/none", "~none", "", "tests/none", "a b"])
@@ -170,6 +215,21 @@ def test_unknown_folders_do_not_ask_the_hub(source, monkeypatch):
     monkeypatch.setattr(language_model, "snapshot_download", lambda *a, **k: pytest.fail("asked the hub"))
     monkeypatch.chdir(Path(__file__).parents[2])
     with pytest.raises(ModelError, match=r"there is no folder .*; give a model folder|has no config.json"):
+        load_language_model(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("", "there is no folder ''; give"),
+        (None, "the model is None; expected a folder"),
+        (b"tiny", "the model is b'tiny'; expected"),
+        ("a" * 5000, "cannot read a.*give another folder"),
+        (__file__, "is a file; give the folder"),
+    ],
+)
+def test_what_is_no_name(source, message):
+    with pytest.raises(ModelError, match=message):
         load_language_model(source)
 
 
@@ -190,8 +250,11 @@ def test_the_hub_out_of_reach():
 def test_devices_and_precisions_that_are_not_there(folder):
     with pytest.raises(ModelError, match="cannot use the device"):
         load_language_model(folder, device="warp")
-    with pytest.raises(ModelError, match=r"precision is torch\.float16"):
-        load_language_model(folder, precision=torch.float16)
+    with pytest.raises(ModelError, match="cannot use the device"):
+        load_language_model(folder, device=1.5)
+    for precision in (torch.float16, "float32"):
+        with pytest.raises(ModelError, match="precision is " + re.escape(repr(precision))):
+            load_language_model(folder, precision=precision)
 
 
 def test_a_failed_save_keeps_the_model(tiny_gpt2, folder):
@@ -208,3 +271,227 @@ def test_a_failed_save_keeps_the_model(tiny_gpt2, folder):
     assert "\n" not in str(error.value)
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
     assert_same_weights(weights_of(load_language_model(folder)), weights_of(tiny_gpt2))
+
+
+def outcome(act):
+    """What a call returns, or what it raises."""
+    try:
+        return act()
+    except Exception as error:
+        return error
+
+
+@pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation", "experts_implementation"])
+def test_a_config_names_no_code_that_is_fetched(folder, name):
+    settings(**{name: "some/kernel"})(folder)
+    found = outcome(lambda: load_language_model(folder).model.config)
+    assert (getattr(found, "_attn_implementation", found)) == "sdpa"
+    assert found._experts_implementation != "some/kernel"
+
+
+def test_trained_sizes_do_not_depend_on_the_working_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    expected = Path(__file__).parents[2] / "runs" / "model-small"
+    assert language_model.MODEL_FOLDERS["small"][-1] == expected
+    assert language_model.trained_folder("small") == expected
+
+
+# ---- weights in several files ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sharded(folder):
+    lm = load_language_model(folder)
+    (folder / "model.safetensors").unlink()
+    lm.model.save_pretrained(folder, max_shard_size="80KB")
+    return folder
+
+
+def outside(folder):
+    name = sorted(path.name for path in folder.glob("*.safetensors"))[0]
+    (folder / name).rename(folder.parent / name)
+    return name
+
+
+def rename_in_index(folder, old, new):
+    index = folder / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace(f'"{old}"', json.dumps(new)))
+
+
+@pytest.mark.parametrize("place", ["..", "{parent}", "link"])
+def test_shards_lie_in_their_folder(sharded, place):
+    assert load_language_model(sharded).max_length == 256
+    name = outside(sharded)
+    if place == "link":
+        (sharded / name).symlink_to(sharded.parent / name)
+    else:
+        rename_in_index(sharded, name, place.format(parent=sharded.parent) + "/" + name)
+    with pytest.raises(ModelError, match=r"index\.json names '.*; expected a file in its own folder"):
+        load_language_model(sharded)
+
+
+def test_shards_of_the_hubs_cache_lie_behind_links(sharded, tmp_path):
+    blobs, snapshot = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "abc"
+    shutil.copytree(sharded, blobs)
+    snapshot.mkdir(parents=True)
+    for path in blobs.iterdir():
+        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
+    assert load_language_model(snapshot).max_length == 256
+    (snapshot / outside(snapshot)).symlink_to("../../../model")
+    with pytest.raises(ModelError, match="expected a file in its own folder"):
+        load_language_model(snapshot)
+
+
+# ---- the chat format -------------------------------------------------------------------------------------------
+
+
+def with_format(lm, template=CHAT_TEMPLATE, **tokens):
+    """The model with another chat template and other special tokens."""
+    tokenizer = copy.deepcopy(lm.tokenizer)
+    tokenizer.chat_template = template
+    for name, token in tokens.items():
+        setattr(tokenizer, name, token)
+    return wrap_model(lm.model, tokenizer)
+
+
+def chat(end):
+    return "{% for m in messages %}<|user|>{{ m['content'] }}" + end + "{% endfor %}"
+
+
+ENDS = {
+    "eos": (chat("{{ eos_token }}"), "<|pad|>"),
+    "another token": (CHAT_TEMPLATE, "<|end|>"),
+    "text before it": (chat(" so.\n<|end|>\n"), "<|end|>"),
+    "eos after it": (chat("<|end|>\n{{ eos_token }}"), "<|end|>"),
+    "text": (chat("\n\n"), "<|pad|>"),
+    "nothing": (chat(""), "<|pad|>"),
+    "no such turn": ("{{ raise_exception('no') if messages | length > 1 }}{{ messages[0]['content'] }}", "<|pad|>"),
+}
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_a_reply_ends_as_the_template_ends_a_turn(tiny_gpt2, case):
+    template, end = ENDS[case]
+    lm = with_format(tiny_gpt2, template, eos_token="<|pad|>")
+    assert lm.tokenizer.decode([lm.end_id]) == end
+    assert encode_responses(lm, ["At six."])[0][-1] == lm.end_id
+
+
+def test_replies_of_a_model_with_another_eos_end(tiny_gpt2):
+    lm = with_format(tiny_gpt2.copy(), eos_token="<|pad|>")
+    end = lm.tokenizer.convert_tokens_to_ids("<|end|>")
+
+    def prefer_the_end(model, given, output):
+        output.logits[..., end] += 8
+        return output
+
+    with lm.model.register_forward_hook(prefer_the_end):
+        rollout = sample_responses(lm, ["Hi", "Go"], max_new_tokens=24, generator=torch.Generator().manual_seed(0))
+    assert rollout.ended.all()
+    assert not any("<|end|>" in text for text in rollout.texts)
+
+
+LOOP = "{% for a in range(100000) %}{% for b in range(20) %}{% endfor %}{% endfor %}"
+BAD_TEMPLATES = {
+    "loops": (LOOP, r"computes for more than 0\.2 seconds"),
+    "loops over text": (LOOP.replace("range(100000)", "'12345678' * 12500"), r"computes for more than 0\.2 seconds"),
+    "long": (CHAT_TEMPLATE + " " * 200_000, r"has 200,\d\d\d characters; expected at most 200,000"),
+    "writes much": (
+        "{% for i in range(100) %}{{ 'a' * 110000 }}{% endfor %}",
+        "writes 11,000,000 characters; expected at most 10,000,000",
+    ),
+    "powers": ("{{ 2 ** 9 }}", "computes powers or numbers above a million"),
+    "large numbers": ("{{ 'a' * 1000000 }}", "computes powers or numbers above a million"),
+    "unreadable": ("{% for", "cannot be read"),
+    "unfinished": ("{% for m in messages %}", "cannot be read"),
+    "a number": (5, "is 5; expected a text"),
+    "names without a default": (
+        {"tool": "{{ 1 }}"},
+        "is {'tool': '{{ 1 }}'}; expected a text, or texts of which one is named 'default'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TEMPLATES)
+def test_templates_that_cannot_be_used(tiny_gpt2, monkeypatch, case):
+    template, message = BAD_TEMPLATES[case]
+    monkeypatch.setattr(sys.modules[ModelError.__module__], "MOST_SECONDS", 0.2, raising=False)
+    watched = sys.gettrace()
+    with pytest.raises(ModelError, match=rf"the chat template {message}.*set tokenizer.chat_template to another"):
+        with_format(tiny_gpt2, template)
+    assert sys.gettrace() is watched
+
+
+def test_arguments_that_a_template_passes_on_are_no_powers(tiny_gpt2):
+    template = "{% set a = {'b': 1} %}{{ dict(**a) and dict(c=1, **a) and '**' }}{# 2 ** 9 #}"
+    assert encode_prompts(with_format(tiny_gpt2, template), [as_conversation("Hi")])
+
+
+def test_a_loop_that_needs_a_long_conversation_is_stopped_too(tiny_gpt2, monkeypatch):
+    monkeypatch.setattr(sys.modules[ModelError.__module__], "MOST_SECONDS", 0.2, raising=False)
+    lm = with_format(tiny_gpt2, "{% if messages | length > 2 %}" + LOOP + "{% endif %}Hi")
+    assert encode_prompts(lm, PROMPTS[:1])
+    with pytest.raises(ModelError, match="computes for more than"):
+        encode_prompts(lm, PROMPTS[:2])
+
+
+def test_what_strangers_wrote_steers_no_terminal(tmp_path, tiny_gpt2):
+    (tmp_path / "\x1b[31mred").mkdir()
+    with pytest.raises(ModelError, match=r"\\x1b\[31mred has no config\.json") as error:
+        load_language_model(tmp_path / "\x1b[31mred")
+    assert str(error.value).isprintable()
+    lm = with_format(tiny_gpt2, "{{ raise_exception('\x1b[2J\n\x9b1m') }}")
+    with pytest.raises(ValueError, match="does not fit the chat template") as error:
+        encode_prompts(lm, PROMPTS[:1])
+    assert str(error.value).isprintable()
+
+
+# ---- models that must read the same tokens ------------------------------------------------------------------------
+
+
+OTHER_FORMATS = {
+    "template": ({"template": chat("<|end|>")}, "m has another chat template than the policy"),
+    "a system's turn": ({"template": CHAT_TEMPLATE.replace("{{ m['content'] }}{% endif", "{% endif")}, "chat template"),
+    "end": ({"template": CHAT_TEMPLATE, "eos_token": "<|user|>"}, None),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_FORMATS)
+def test_another_chat_format_is_refused(tiny_gpt2, case):
+    change, message = OTHER_FORMATS[case]
+    other = with_format(tiny_gpt2, **change).tokenizer
+    if message is None:  # an eos that neither template nor replies use
+        assert outcome(lambda: language_model.check_same_tokens(tiny_gpt2.tokenizer, other, "m")) is None
+    else:
+        with pytest.raises(ValueError, match=message):
+            language_model.check_same_tokens(tiny_gpt2.tokenizer, other, "m")
+
+
+def test_the_end_of_a_reply_must_be_the_same(tiny_gpt2):
+    silent = [with_format(tiny_gpt2, chat("\n"), eos_token=eos).tokenizer for eos in ("<|end|>", "<|user|>")]
+    with pytest.raises(ValueError, match=r"m ends a reply with '<\|user\|>', the policy with '<\|end\|>'"):
+        language_model.check_same_tokens(*silent, "m")
+
+
+def test_another_vocabulary_is_refused(tiny_gpt2, tiny_llama):
+    with pytest.raises(ValueError, match=r"value_init has another vocabulary .*; score texts") as error:
+        language_model.check_same_tokens(tiny_gpt2.tokenizer, tiny_llama.tokenizer, "value_init", "score texts")
+    assert "\n" not in str(error.value)
+
+
+def test_the_same_tokens_of_another_copy(tiny_lm, tmp_path):
+    tiny_lm.save(tmp_path / "model")
+    back = load_language_model(tmp_path / "model").tokenizer
+    assert outcome(lambda: language_model.check_same_tokens(tiny_lm.tokenizer, back, "m")) is None
+
+
+def test_a_changed_bit_in_the_shipped_model_is_found(tmp_path):
+    shutil.copytree(find_model("tiny"), tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(ModelError, match=r"model\.safetensors is damaged, or was changed since it was saved"):
+        load_language_model(tmp_path / "model")
+    (tmp_path / "model" / "rlhf_lab.json").unlink(missing_ok=True)
+    assert load_language_model(tmp_path / "model")  # who changes a model on purpose says so

@@ -58,6 +58,12 @@ def test_a_law_of_another_kind_is_not_drawn_as_a_normal(law):
         draw(law, generator())
 
 
+@pytest.mark.parametrize("policy", [CategoricalPolicy(nn.Identity()), GaussianPolicy(nn.Identity(), 2)])
+def test_a_law_that_is_not_finite_is_not_drawn_from(policy):
+    with pytest.raises(FloatingPointError, match="policy gave a law with NaN or infinite parameters"):
+        sampling(policy, generator())(torch.tensor([[0.0, 1.0], [math.nan, 0.0]]))
+
+
 def test_draws_of_normals_follow_them():
     """Means and variances within 5 standard errors: a false alarm at 4 numbers in 400,000 sound samplers."""
     policy, n = gaussian(), 20_000

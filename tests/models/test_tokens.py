@@ -6,6 +6,8 @@ import pytest
 import torch
 from four_replies import REPLIES, TURNS
 
+from rlhf_lab.models import tokens
+from rlhf_lab.models.language_model import wrap_model
 from rlhf_lab.models.tokens import decode_responses, encode_prompts, encode_responses, length_groups, make_batch
 from rlhf_lab.records import Message, as_conversation
 
@@ -57,7 +59,7 @@ def test_chat_format(tiny_gpt2, tiny_llama):
     decode = [lm.tokenizer.decode(encode_prompts(lm, [TURNS])[0]) for lm in (tiny_gpt2, tiny_llama)]
     assert decode == [
         "<|user|>Where is the zoo?<|assistant|>By the river.<|end|><|user|>Thanks.<|assistant|>",
-        "User:\nWhere is the zoo?\n\nAssistant:\nBy the river.</s>\n\nUser:\nThanks.\n\nAssistant:\n",
+        "<s>User:\nWhere is the zoo?\n\nAssistant:\nBy the river.</s>\n\nUser:\nThanks.\n\nAssistant:\n",
     ]
     system = (Message("system", "Be kind."), Message("user", "Hi"))
     assert tiny_gpt2.tokenizer.decode(encode_prompts(tiny_gpt2, [system])[0]) == "Be kind.<|user|>Hi<|assistant|>"
@@ -97,3 +99,48 @@ def test_a_template_that_refuses(tiny_gpt2):
     lm.tokenizer.chat_template = "{{ raise_exception('no system message') }}"
     with pytest.raises(ValueError, match=r"prompt 0 does not fit the chat template \(no system message\)"):
         encode_prompts(lm, [as_conversation("Hi")])
+
+
+def test_max_new_tokens_above_the_context(tiny_gpt2):
+    for limit in (256, 300):
+        with pytest.raises(ValueError, match=rf"max_new_tokens is {limit}; expected less than .*context of 256 tokens"):
+            encode_prompts(tiny_gpt2, ["Hi"], limit)
+
+
+# ---- special tokens ------------------------------------------------------------------------------------------
+
+
+def plain(lm, **special):
+    """The model with the plain template and a tokenizer whose special tokens are set as given."""
+    tokenizer = copy.deepcopy(lm.tokenizer)
+    tokenizer.chat_template = None
+    for name, token in special.items():
+        setattr(tokenizer, name, token)
+    return wrap_model(lm.model, tokenizer)
+
+
+def test_a_tokenizer_that_begins_every_text_with_bos_begins_a_prompt_with_one(tiny_llama):
+    lm = plain(tiny_llama)
+    (row,) = encode_prompts(lm, ["Hi"])
+    bos = lm.tokenizer.bos_token_id
+    assert row[0] == bos
+    assert row.count(bos) == 1
+    assert bos not in encode_responses(lm, ["Hi"])[0]
+
+
+def test_a_bos_that_begins_no_text_begins_no_prompt(tiny_gpt2):
+    lm = plain(tiny_gpt2, bos_token="<|user|>")
+    assert lm.tokenizer.decode(encode_prompts(lm, ["Hi"])[0]) == "User:\nHi\n\nAssistant:\n"
+
+
+@pytest.mark.parametrize("written", ["{end}", "{end}\n", "{end} \n\n"])
+def test_an_end_that_is_written_out_is_not_put_on_again(tiny_lm, written):
+    tail = written.format(end=tiny_lm.tokenizer.decode([tiny_lm.end_id]))
+    assert encode_responses(tiny_lm, [text + tail for text in REPLIES]) == encode_responses(tiny_lm, REPLIES)
+    turns = (TURNS[0], Message("assistant", TURNS[1].content + tail), TURNS[2])
+    assert encode_prompts(tiny_lm, [turns]) == encode_prompts(tiny_lm, [TURNS])
+
+
+def test_other_special_tokens_of_a_text_stay(tiny_gpt2):
+    rows = encode_responses(tiny_gpt2, ["<|user|>hi<|pad|>", "<|end|>hi\n"])
+    assert tokens.decode_rows(tiny_gpt2, rows) == ["<|user|>hi<|pad|>", "<|end|>hi\n"]

@@ -10,6 +10,7 @@ from gymnasium.utils.env_checker import check_env
 
 from rlhf_lab.maths.exact import TokenWorld
 from rlhf_lab.maths.mdp import TIMINGS, TabularMDP, chain, expected_return, gridworld, occupancy, policy_gradient
+from rlhf_lab.models.tokens import decode_responses, make_batch
 from rlhf_lab.records import as_conversation
 from rlhf_lab.worlds import town
 from rlhf_lab.worlds.envs import BEST, KINDS, DialogueEnv, TabularEnv, TokenEnv, token_world_mdp, town_reward
@@ -116,6 +117,23 @@ def test_a_reply_earns_its_true_reward_however_it_is_paid():
     assert sums == {"immediate": pytest.approx(BEST), "delayed": BEST, "sparse": 1.0}
 
 
+@pytest.mark.parametrize("timing", ["immediate", "delayed"])
+def test_special_tokens_in_a_reply_count_as_they_do_in_rollouts(timing):
+    env = TokenEnv(prompts=[QUESTION], timing=timing)
+    marks = env.lm.tokenizer("<|user|>" * 6)["input_ids"]
+    reply = [*marks, *env.lm.tokenizer(ANSWER)["input_ids"], env.lm.end_id]
+    batch = make_batch([[1]], [reply], env.lm.pad_id)
+    (text,) = decode_responses(env.lm, batch.response_ids, batch.mask)
+    rewards, info = walk(env, reply)
+    assert info["text"] == text == "<|user|>" * 6 + ANSWER
+    assert sum(rewards) == pytest.approx(town_reward(QUESTION, text, ended=True))
+
+
+def test_prompts_may_be_texts():
+    env = TokenEnv(prompts=["When does the library close?"])
+    assert env.prompts == [QUESTION]
+
+
 def test_a_wrong_reply_earns_nothing_sparse():
     env = TokenEnv(prompts=[QUESTION], timing="sparse")
     rewards, _ = walk(env, [*env.lm.tokenizer("The library closes at five.")["input_ids"], env.lm.end_id])
@@ -215,6 +233,12 @@ BAD = {
     "split": (lambda: DialogueEnv(split="test"), "split is 'test'"),
     "share": (lambda: DialogueEnv(harmful=1.5), "harmful is 1.5"),
     "turns": (lambda: DialogueEnv(turns=0), "turns 0"),
+    "one text for prompts": (lambda: TokenEnv(prompts="Hi"), "prompts is 'Hi' .*expected a list"),
+    "no prompts": (lambda: TokenEnv(prompts=[]), r"prompts is \[\] .*expected a list"),
+    "no tokens": (
+        lambda: TokenEnv(prompts=[QUESTION], max_new_tokens=0),
+        "max_new_tokens 0; expected .*at least 1 token",
+    ),
     "long prompt": (lambda: TokenEnv(prompts=[as_conversation("a " * 500)]), "prompt 0 has"),
 }
 
