@@ -60,7 +60,8 @@ def check_first_minibatch(
     Args:
         log_probs, old_log_probs: [B, T] nats, from the training pass and kept from sampling.
         mask: [B, T] bool.
-        clip_epsilon: half width of the band.
+        clip_epsilon: half width of the band; below `tolerance` the clip fraction is left out, for rounding alone
+            leaves such a band.
         tolerance: nats, from `tolerance_for`.
         diagnosis: called on a violation only; returns the cause in words.
 
@@ -71,7 +72,9 @@ def check_first_minibatch(
     """
     check_shapes(log_probs=log_probs, old_log_probs=old_log_probs, mask=mask)
     mean, worst = _difference(log_probs, old_log_probs, mask)
-    clipped = float(objectives.clip_fraction(log_probs.detach(), old_log_probs, clip_epsilon, mask))
+    clipped = 0.0
+    if clip_epsilon >= tolerance:
+        clipped = float(objectives.clip_fraction(log_probs.detach(), old_log_probs, clip_epsilon, mask))
     if _too_far(mean, worst, tolerance) or clipped > tolerance:
         raise InvariantViolation(
             "first_minibatch",

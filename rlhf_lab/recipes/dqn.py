@@ -14,9 +14,9 @@ from gymnasium.spaces import Box, Discrete
 from torch import Tensor, nn
 from torch.nn.functional import smooth_l1_loss
 
-from rlhf_lab.experience.episodes import Episodes, MakeEnv, Runner, make_envs
+from rlhf_lab.experience.episodes import Episodes, MakeEnv, Runner, open_envs
 from rlhf_lab.models.policies import perceptron
-from rlhf_lab.training.configs import above_zero, at_least_one, require, shares
+from rlhf_lab.training.configs import above_zero, at_least_one, flags, require, shares, whole, whole_number
 from rlhf_lab.training.history import Result, mean_rows
 from rlhf_lab.training.optimisers import clipped_step, linear, scale_rates
 from rlhf_lab.training.randomness import generator_for
@@ -69,10 +69,14 @@ class DQNConfig:
 
     def __post_init__(self) -> None:
         at_least_one(self, "total_steps", "learning_starts", "train_every", "gradients")
-        at_least_one(self, "batch", "target_every", "evaluate_every")
-        above_zero(self, "learning_rate", "max_grad_norm")
-        shares(self, "gamma", "final_fraction", "epsilon", "final_epsilon")
-        require(0 < self.exploration <= 1, "exploration", self.exploration, "in (0, 1]")
+        at_least_one(self, "batch", "memory", "target_every", "evaluate_every")
+        above_zero(self, "learning_rate", "max_grad_norm", "exploration")
+        shares(self, "gamma", "final_fraction", "epsilon", "final_epsilon", "exploration")
+        flags(self, "double")
+        whole(self, "seed", least=0)
+        require(isinstance(self.hidden, Sequence), "hidden", self.hidden, "a list of widths")
+        for width in self.hidden:
+            whole_number("a width in hidden", width, least=1)
         require(self.memory >= self.batch, "memory", self.memory, f"at least batch, {self.batch}")
         require(self.learning_starts < self.total_steps, "learning_starts", self.learning_starts, "below total_steps")
 
@@ -132,7 +136,7 @@ def train_dqn(
         DQNResult; it acts by `model(observations).argmax(-1)`.
 
     Raises:
-        ValueError: an argument that cannot be, or an environment with other spaces.
+        ValueError: an argument that cannot be, an environment with other spaces, or one that breaks a rule.
         FloatingPointError: the gradient is NaN or infinite.
 
     Example:
@@ -143,39 +147,39 @@ def train_dqn(
     Source: Mnih et al. 2015; the double targets: van Hasselt, Guez and Silver 2016. Chapter 03.
     """
     config = config or DQNConfig()
-    envs = make_envs(env, 1, config.seed)
-    seen, actions = envs[0].observation_space, envs[0].action_space
-    if not (isinstance(seen, Box) and isinstance(actions, Discrete)):
-        raise ValueError(f"env has observations {seen}; expected a Box (use q_learning for Discrete ones)")
-    sizes = (math.prod(seen.shape), int(actions.n))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        network = perceptron(*sizes, config.hidden) if network is None else network
-    target = copy.deepcopy(network).requires_grad_(False)
-    optimiser = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
-    runner, memory, generator = Runner(envs), None, generator_for(config.seed, "dqn")
-    updates, every, bursts = 0, config.train_every, -(-config.total_steps // config.train_every)
-    look = None if evaluate is None else partial(evaluate, network)
-    with Steps("DQN", bursts, look, config.evaluate_every, number=lambda done: done * every) as steps:
-        for burst in steps:
-            epsilon = exploration_rate(config, burst * every)
-            scale_rates(optimiser, linear(1.0, config.final_fraction, burst / bursts))
-            episodes = runner.collect(exploring(network, epsilon, generator), every, config.gamma)
-            memory = Memory(config.memory, episodes.observations[0, 0]) if memory is None else memory
-            memory.add(episodes)
-            numbers = []
-            for _ in range(config.gradients if memory.count >= config.learning_starts else 0):
-                if updates % config.target_every == 0:
-                    target.load_state_dict(network.state_dict())
-                rows = torch.randint(len(memory), (config.batch,), generator=generator)
-                loss, q_value = td_loss(network, target, memory, rows, config.double)
-                optimiser.zero_grad()
-                loss.backward()
-                (norm,) = clipped_step(optimiser, config.max_grad_norm, burst * every, network)
-                updates += 1
-                numbers.append({"loss": float(loss.detach()), "q_value": float(q_value), "grad_norm": norm})
-            steps.log({"return": episodes.mean_return, "epsilon": epsilon}, mean_rows(numbers))
-    return DQNResult(network, steps.history, steps.interrupted)
+    with open_envs(env, 1, config.seed) as envs:
+        seen, actions = envs[0].observation_space, envs[0].action_space
+        if not (isinstance(seen, Box) and isinstance(actions, Discrete)):
+            raise ValueError(f"env has observations {seen}; expected a Box (use q_learning for Discrete ones)")
+        sizes = (math.prod(seen.shape), int(actions.n))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            network = perceptron(*sizes, config.hidden) if network is None else network
+        target = copy.deepcopy(network).requires_grad_(False)
+        optimiser = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
+        runner, memory, generator = Runner(envs), None, generator_for(config.seed, "dqn")
+        updates, every, bursts = 0, config.train_every, -(-config.total_steps // config.train_every)
+        look = None if evaluate is None else partial(evaluate, network)
+        with Steps("DQN", bursts, look, config.evaluate_every, number=lambda done: done * every) as steps:
+            for burst in steps:
+                epsilon = exploration_rate(config, burst * every)
+                scale_rates(optimiser, linear(1.0, config.final_fraction, burst / bursts))
+                episodes = runner.collect(exploring(network, epsilon, generator), every, config.gamma)
+                memory = Memory(config.memory, episodes.observations[0, 0]) if memory is None else memory
+                memory.add(episodes)
+                numbers = []
+                for _ in range(config.gradients if memory.count >= config.learning_starts else 0):
+                    if updates % config.target_every == 0:
+                        target.load_state_dict(network.state_dict())
+                    rows = torch.randint(len(memory), (config.batch,), generator=generator)
+                    loss, q_value = td_loss(network, target, memory, rows, config.double)
+                    optimiser.zero_grad()
+                    loss.backward()
+                    (norm,) = clipped_step(optimiser, config.max_grad_norm, burst * every, network)
+                    updates += 1
+                    numbers.append({"loss": float(loss.detach()), "q_value": float(q_value), "grad_norm": norm})
+                steps.log({"return": episodes.mean_return, "epsilon": epsilon}, mean_rows(numbers))
+        return DQNResult(network, steps.history, steps.interrupted)
 
 
 def exploration_rate(config: DQNConfig, step: int) -> float:

@@ -2,8 +2,9 @@
 
 The same maths as `rlhf.py`, on actions that an environment understands. Every step of the batch counts alike, so the
 padded rows of `Episodes` are flattened before the minibatches.
-Left out: recurrent policies, normalised observations and rewards (gymnasium has wrappers), checkpoints (the state of
-an environment cannot be saved; an interrupt keeps the policy that was learned).
+Left out: recurrent policies, normalised observations and rewards (gymnasium has wrappers; `play` says how they keep
+their statistics), checkpoints (the state of an environment cannot be saved; an interrupt keeps the policy that was
+learned).
 """
 
 import math
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lab.experience import invariants
-from rlhf_lab.experience.episodes import Episodes, MakeEnv, Runner, make_envs, policy_for, value_for
+from rlhf_lab.experience.episodes import Episodes, MakeEnv, Runner, open_envs, policy_for, value_for
 from rlhf_lab.maths.kl import kl_k1, kl_k3
 from rlhf_lab.maths.objectives import (
     clip_fraction,
@@ -26,7 +27,7 @@ from rlhf_lab.maths.objectives import (
 from rlhf_lab.maths.returns import gae
 from rlhf_lab.maths.tensors import masked_whiten
 from rlhf_lab.models.policies import sampling
-from rlhf_lab.training.configs import at_least_one, from_zero, require, shares
+from rlhf_lab.training.configs import above_zero, at_least_one, flags, from_zero, require, shares, whole
 from rlhf_lab.training.history import Result, mean_rows
 from rlhf_lab.training.optimisers import clipped_step, linear, scale_rates
 from rlhf_lab.training.randomness import generator_for, minibatches
@@ -87,17 +88,19 @@ class PPOConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least_one(self, "total_steps", "environments", "steps", "epochs", "evaluate_every")
-        require(self.learning_rate < math.inf, "learning_rate", self.learning_rate, "a number above 0")
-        for name in ("learning_rate", "adam_epsilon", "max_grad_norm", "clip_epsilon", "value_clip_epsilon"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        at_least_one(self, "total_steps", "environments", "steps", "epochs", "minibatch", "evaluate_every")
+        above_zero(self, "learning_rate")
+        above_zero(self, "adam_epsilon", "max_grad_norm", "clip_epsilon", "value_clip_epsilon", or_infinite=True)
         from_zero(self, "value_coef", "entropy_coef", "kl_penalty", "kl_coef")
         shares(self, "gamma", "gae_lambda", "final_fraction")
+        flags(self, "whiten", "check_invariants")
+        whole(self, "seed", least=0)
         batch = self.environments * self.steps
         require(2 <= self.minibatch <= batch, "minibatch", self.minibatch, f"from 2 to environments * steps, {batch}")
         least = batch // -(-batch // self.minibatch)
         require(least > 1, "minibatch", self.minibatch, f"one that cuts {batch} steps into parts of at least 2")
-        require(self.kl_stop is None or self.kl_stop > 0, "kl_stop", self.kl_stop, "above 0, or None")
+        if self.kl_stop is not None:
+            above_zero(self, "kl_stop", or_infinite=True)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -154,7 +157,7 @@ def train_ppo(
         PPOResult. A truncated episode bootstraps from the value of its true last state.
 
     Raises:
-        ValueError: an argument that cannot be, an environment with other spaces, a reward that is not finite.
+        ValueError: an argument that cannot be, an environment with other spaces, or one that breaks a rule.
         FloatingPointError: a loss or gradient is NaN or infinite.
 
     Example:
@@ -167,35 +170,35 @@ def train_ppo(
     """
     config = config or PPOConfig()
     require((config.kl_coef > 0) == (reference is not None), "reference", reference, "one exactly where kl_coef > 0")
-    envs = make_envs(env, config.environments, config.seed, continuous=True)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        policy = policy_for(envs[0]) if policy is None else policy
-        value = value_for(envs[0]) if value is None else value
-    if reference is not None:
-        invariants.check_reference_apart(policy, reference)
-    agent = nn.ModuleList([policy, value])  # every parameter once, shared or not
-    optimiser = torch.optim.Adam(agent.parameters(), lr=config.learning_rate, eps=config.adam_epsilon)
-    runner, generator = Runner(envs), generator_for(config.seed, "ppo")
-    size = config.environments * config.steps
-    iterations = -(-config.total_steps // size)
-    look = None if evaluate is None else partial(evaluate, policy)
-    with Steps("PPO", iterations, look, config.evaluate_every, number=lambda done: done * size) as steps:
-        for i in steps:
-            scale_rates(optimiser, linear(1.0, config.final_fraction, i / iterations))
-            episodes = runner.collect(sampling(policy, generator), config.steps, config.gamma)
-            batch, numbers = prepare(episodes, policy, value, reference, config)
-            updates: list[dict[str, float]] = []
-            for rows in minibatches(size, config.minibatch, config.epochs, generator):
-                loss, row = ppo_losses(policy, value, batch.select(rows), config, first=not updates)
-                if config.kl_stop is not None and updates and row["approx_kl"] > config.kl_stop:
-                    break
-                optimiser.zero_grad()
-                loss.backward()
-                (norm,) = clipped_step(optimiser, config.max_grad_norm, i + 1, agent)
-                updates.append(row | {"grad_norm": norm})
-            steps.log(numbers, mean_rows(updates))
-    return PPOResult(policy, steps.history, steps.interrupted, value)
+    with open_envs(env, config.environments, config.seed, continuous=True) as envs:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            policy = policy_for(envs[0]) if policy is None else policy
+            value = value_for(envs[0]) if value is None else value
+        if reference is not None:
+            invariants.check_reference_apart(policy, reference)
+        agent = nn.ModuleList([policy, value])  # every parameter once, shared or not
+        optimiser = torch.optim.Adam(agent.parameters(), lr=config.learning_rate, eps=config.adam_epsilon)
+        runner, generator = Runner(envs), generator_for(config.seed, "ppo")
+        size = config.environments * config.steps
+        iterations = -(-config.total_steps // size)
+        look = None if evaluate is None else partial(evaluate, policy)
+        with Steps("PPO", iterations, look, config.evaluate_every, number=lambda done: done * size) as steps:
+            for i in steps:
+                scale_rates(optimiser, linear(1.0, config.final_fraction, i / iterations))
+                episodes = runner.collect(sampling(policy, generator), config.steps, config.gamma)
+                batch, numbers = prepare(episodes, policy, value, reference, config)
+                updates: list[dict[str, float]] = []
+                for rows in minibatches(size, config.minibatch, config.epochs, generator):
+                    loss, row = ppo_losses(policy, value, batch.select(rows), config, first=not updates)
+                    if config.kl_stop is not None and updates and row["approx_kl"] > config.kl_stop:
+                        break
+                    optimiser.zero_grad()
+                    loss.backward()
+                    (norm,) = clipped_step(optimiser, config.max_grad_norm, i + 1, agent)
+                    updates.append(row | {"grad_norm": norm})
+                steps.log(numbers, mean_rows(updates))
+        return PPOResult(policy, steps.history, steps.interrupted, value)
 
 
 @torch.no_grad()

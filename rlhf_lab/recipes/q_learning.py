@@ -3,14 +3,13 @@
 Left out: eligibility traces, double Q-learning on tables, optimistic starts (pass your own `q_values`).
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 from gymnasium.spaces import Discrete
 
-from rlhf_lab.experience.episodes import MakeEnv, make_envs
-from rlhf_lab.training.configs import at_least_one, require, shares
+from rlhf_lab.experience.episodes import MakeEnv, checked_reset, checked_step, open_envs
+from rlhf_lab.training.configs import above_zero, at_least_one, require, shares, whole
 from rlhf_lab.training.history import Result
 from rlhf_lab.training.optimisers import linear
 from rlhf_lab.training.steps import Steps
@@ -43,8 +42,9 @@ class QLearningConfig:
 
     def __post_init__(self) -> None:
         at_least_one(self, "steps", "log_every")
-        require(0 < self.learning_rate <= 1, "learning_rate", self.learning_rate, "in (0, 1]")
-        shares(self, "learning_rate_power", "epsilon", "final_epsilon", "gamma")
+        above_zero(self, "learning_rate")
+        shares(self, "learning_rate", "learning_rate_power", "epsilon", "final_epsilon", "gamma")
+        whole(self, "seed", least=0)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -77,7 +77,7 @@ def train_q_learning(
         QLearningResult.
 
     Raises:
-        ValueError: an argument that cannot be, or an environment with other spaces.
+        ValueError: an argument that cannot be, an environment with other spaces, or one that breaks a rule.
 
     Example:
         >>> result = train_q_learning("CliffWalking-v1", QLearningConfig(steps=200, gamma=1.0))
@@ -87,40 +87,38 @@ def train_q_learning(
     Source: Watkins and Dayan 1992. Chapter 03.
     """
     config = config or QLearningConfig()
-    (world,) = make_envs(env, 1, config.seed)
-    states, actions = world.observation_space, world.action_space
-    if not (isinstance(states, Discrete) and isinstance(actions, Discrete)):
-        raise ValueError(f"env has observations {states}; expected Discrete (use dqn for these)")
-    shape = (int(states.n), int(actions.n))
-    q_values = np.zeros(shape) if q_values is None else np.array(q_values, dtype=float)
-    require(q_values.shape == shape, "q_values", q_values.shape, f"shape {shape}")
-    visits, random = np.zeros(shape, dtype=int), np.random.default_rng(config.seed)
-    first, shift = int(states.start), int(actions.start)
-    state, earned = world.reset()[0] - first, 0.0
-    row_after = lambda done: min(done * config.log_every, config.steps)  # noqa: E731
-    with Steps("Q-learning", -(-config.steps // config.log_every), number=row_after) as steps:
-        for row in steps:
-            returns, errors = [], []
-            for step in range(row_after(row), row_after(row + 1)):
-                epsilon = linear(config.epsilon, config.final_epsilon, step / max(1, config.steps - 1))
-                action = explore(q_values[state], epsilon, random)
-                seen, reward, terminated, truncated, _ = world.step(action + shift)
-                reward = float(reward)
-                require(math.isfinite(reward), "the reward of env", reward, "a finite number")
-                after = seen - first
-                target = reward + config.gamma * (0.0 if terminated else q_values[after].max())
-                error = target - q_values[state, action]
-                visits[state, action] += 1
-                rate = config.learning_rate / visits[state, action] ** config.learning_rate_power
-                q_values[state, action] += rate * error
-                errors.append(abs(error))
-                earned, state = earned + reward, after
-                if terminated or truncated:
-                    returns.append(earned)
-                    state, earned = world.reset()[0] - first, 0.0
-            mean_return = float(np.mean(returns)) if returns else None
-            steps.log({"return": mean_return, "td_error": float(np.mean(errors))})
-    return QLearningResult(q_values, steps.history, steps.interrupted, visits)
+    with open_envs(env, 1, config.seed) as (world,):
+        states, actions = world.observation_space, world.action_space
+        if not (isinstance(states, Discrete) and isinstance(actions, Discrete)):
+            raise ValueError(f"env has observations {states}; expected Discrete (use dqn for these)")
+        shape = (int(states.n), int(actions.n))
+        q_values = np.zeros(shape) if q_values is None else np.array(q_values, dtype=float)
+        require(q_values.shape == shape, "q_values", q_values.shape, f"shape {shape}")
+        visits, random = np.zeros(shape, dtype=int), np.random.default_rng(config.seed)
+        first, shift = int(states.start), int(actions.start)
+        state, earned = int(checked_reset(world)) - first, 0.0
+        row_after = lambda done: min(done * config.log_every, config.steps)  # noqa: E731
+        with Steps("Q-learning", -(-config.steps // config.log_every), number=row_after) as steps:
+            for row in steps:
+                returns, errors = [], []
+                for step in range(row_after(row), row_after(row + 1)):
+                    epsilon = linear(config.epsilon, config.final_epsilon, step / max(1, config.steps - 1))
+                    action = explore(q_values[state], epsilon, random)
+                    seen, reward, terminated, truncated = checked_step(world, action + shift)
+                    after = int(seen) - first
+                    target = reward + config.gamma * (0.0 if terminated else q_values[after].max())
+                    error = target - q_values[state, action]
+                    visits[state, action] += 1
+                    rate = config.learning_rate / visits[state, action] ** config.learning_rate_power
+                    q_values[state, action] += rate * error
+                    errors.append(abs(error))
+                    earned, state = earned + reward, after
+                    if terminated or truncated:
+                        returns.append(earned)
+                        state, earned = int(checked_reset(world)) - first, 0.0
+                mean_return = float(np.mean(returns)) if returns else None
+                steps.log({"return": mean_return, "td_error": float(np.mean(errors))})
+        return QLearningResult(q_values, steps.history, steps.interrupted, visits)
 
 
 def explore(q_values: np.ndarray, epsilon: float, random: np.random.Generator) -> int:

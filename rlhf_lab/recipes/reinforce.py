@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lab.experience import invariants
-from rlhf_lab.experience.episodes import Episodes, MakeEnv, collect_episodes, make_envs, policy_for, value_for
+from rlhf_lab.experience.episodes import Episodes, MakeEnv, collect_episodes, open_envs, policy_for, value_for
 from rlhf_lab.maths.kl import kl_k1
 from rlhf_lab.maths.objectives import reinforce_objective
 from rlhf_lab.maths.returns import discounted_returns, gae, lambda_returns
 from rlhf_lab.maths.tensors import masked_mean, masked_sum
 from rlhf_lab.models.policies import sampling
-from rlhf_lab.training.configs import above_zero, at_least_one, from_zero, require, shares
+from rlhf_lab.training.configs import above_zero, at_least_one, flags, from_zero, require, shares, whole
 from rlhf_lab.training.history import Result
 from rlhf_lab.training.optimisers import clipped_step
 from rlhf_lab.training.randomness import generator_for
@@ -75,6 +75,8 @@ class ReinforceConfig:
         above_zero(self, "learning_rate", "value_learning_rate")
         from_zero(self, "entropy_coef", "kl_coef")
         shares(self, "gamma", "gae_lambda")
+        flags(self, "reward_to_go", "discount_visits")
+        whole(self, "seed", least=0)
         require(self.baseline in BASELINES, "baseline", self.baseline, f"one of {BASELINES}")
         require(
             self.baseline != "mean" or self.episodes > 1, "episodes", self.episodes, "at least 2 with that baseline"
@@ -123,7 +125,7 @@ def train_reinforce(
         ReinforceResult.
 
     Raises:
-        ValueError: an argument that cannot be, an environment with other spaces, a reward that is not finite.
+        ValueError: an argument that cannot be, an environment with other spaces, or one that breaks a rule.
         FloatingPointError: the gradient is NaN or infinite.
 
     Example:
@@ -136,35 +138,35 @@ def train_reinforce(
     config = config or ReinforceConfig()
     require((config.kl_coef > 0) == (reference is not None), "reference", reference, "one exactly where kl_coef > 0")
     require(value is None or config.baseline == "value", "value", value, "None with another baseline")
-    envs = make_envs(env, config.episodes, config.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        policy = policy_for(envs[0]) if policy is None else policy
-        if config.baseline == "value" and value is None:
-            value = value_for(envs[0])
-    if reference is not None:
-        invariants.check_reference_apart(policy, reference)
-    optimiser = torch.optim.Adam(policy.parameters(), lr=config.learning_rate)
-    critic = None if value is None else torch.optim.Adam(value.parameters(), lr=config.value_learning_rate)
-    generator = generator_for(config.seed, "reinforce")
-    look = None if evaluate is None else partial(evaluate, policy)
-    with Steps("REINFORCE", config.iterations, look, config.evaluate_every) as steps:
-        for step in steps:
-            episodes = collect_episodes(envs, sampling(policy, generator), config.gamma, config.max_steps)
-            mask, rewards = episodes.mask, leashed(episodes, policy, reference, config.kl_coef)
-            advantages = weights(episodes, rewards, value, config)
-            law = policy(episodes.observations[:, :-1][mask])
-            log_probs = law.log_prob(episodes.actions[mask])
-            gain = reinforce_objective(log_probs, advantages[mask]) + config.entropy_coef * law.entropy()
-            optimiser.zero_grad()
-            (-gain.sum() / len(mask)).backward()
-            (norm,) = clipped_step(optimiser, math.inf, step + 1, policy)
-            returns, lengths = masked_sum(episodes.rewards, mask, dim=1), mask.sum(1).float()
-            steps.log({"return": float(returns.mean()), "length": float(lengths.mean())})
-            steps.log(entropy=float(law.entropy().mean().detach()), grad_norm=norm)
-            if value is not None and critic is not None:
-                steps.log(value_loss=fit_value(value, critic, episodes, rewards, config))
-    return ReinforceResult(policy, steps.history, steps.interrupted, value)
+    with open_envs(env, config.episodes, config.seed) as envs:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            policy = policy_for(envs[0]) if policy is None else policy
+            if config.baseline == "value" and value is None:
+                value = value_for(envs[0])
+        if reference is not None:
+            invariants.check_reference_apart(policy, reference)
+        optimiser = torch.optim.Adam(policy.parameters(), lr=config.learning_rate)
+        critic = None if value is None else torch.optim.Adam(value.parameters(), lr=config.value_learning_rate)
+        generator = generator_for(config.seed, "reinforce")
+        look = None if evaluate is None else partial(evaluate, policy)
+        with Steps("REINFORCE", config.iterations, look, config.evaluate_every) as steps:
+            for step in steps:
+                episodes = collect_episodes(envs, sampling(policy, generator), config.gamma, config.max_steps)
+                mask, rewards = episodes.mask, leashed(episodes, policy, reference, config.kl_coef)
+                advantages = weights(episodes, rewards, value, config)
+                law = policy(episodes.observations[:, :-1][mask])
+                log_probs = law.log_prob(episodes.actions[mask])
+                gain = reinforce_objective(log_probs, advantages[mask]) + config.entropy_coef * law.entropy()
+                optimiser.zero_grad()
+                (-gain.sum() / len(mask)).backward()
+                (norm,) = clipped_step(optimiser, math.inf, step + 1, policy)
+                returns, lengths = masked_sum(episodes.rewards, mask, dim=1), mask.sum(1).float()
+                steps.log({"return": float(returns.mean()), "length": float(lengths.mean())})
+                steps.log(entropy=float(law.entropy().mean().detach()), grad_norm=norm)
+                if value is not None and critic is not None:
+                    steps.log(value_loss=fit_value(value, critic, episodes, rewards, config))
+        return ReinforceResult(policy, steps.history, steps.interrupted, value)
 
 
 @torch.no_grad()

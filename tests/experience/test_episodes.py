@@ -1,5 +1,6 @@
 """Experience: what was played, in rows, against environments whose every step is known."""
 
+import contextlib
 import itertools
 import math
 
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
-from gymnasium.wrappers import TimeLimit
+from gymnasium.wrappers import NormalizeObservation, NormalizeReward, TimeLimit
+from gymnasium.wrappers.utils import RunningMeanStd
 from hypothesis import given, settings, strategies as st
 from torch import nn
 from toy_envs import Counter, Walk, last_bit
@@ -295,6 +297,195 @@ def test_a_reward_that_is_no_number_is_refused(reward):
             collect()
 
 
+def changed(step=lambda *parts: parts, reset=lambda *parts: parts, **spaces):
+    """A maker of a Counter whose answers are passed through `step` and `reset`."""
+
+    class Changed(Counter):
+        def reset(self, *, seed=None, options=None):
+            return reset(*super().reset(seed=seed))
+
+        def step(self, action):
+            return step(*super().step(action))
+
+    for name, space in spaces.items():
+        setattr(Changed, name, space)
+    return Changed
+
+
+def table(state):
+    return changed(lambda o, *rest: (state, *rest), lambda o, i: (0, i), observation_space=Discrete(4))
+
+
+def tokens(ids):
+    zero = np.zeros(1, np.int64)
+    box = Box(0, 8, (1,), np.int64)
+    return changed(lambda o, *rest: (ids, *rest), lambda o, i: (zero, i), observation_space=box)
+
+
+def ends(terminated):
+    return changed(lambda o, r, t, u, i: (o, r, terminated, u, i))
+
+
+def pays(reward):
+    return changed(lambda o, r, *rest: (o, reward, *rest))
+
+
+def shows(observation):
+    return changed(lambda o, *rest: (observation, *rest))
+
+
+BROKEN = {
+    "a reset without info": (changed(reset=lambda o, i: o), r"a reset of .*expected \(observation, info\)"),
+    "a reset of two numbers": (changed(reset=lambda o, i: [0.0, 1.0]), "a reset of"),
+    "a step of four": (changed(lambda o, r, t, u, i: (o, r, t, i)), "a step of .*terminated, truncated"),
+    "NaN": (shows(np.array([np.nan], np.float32)), r"an observation of array\(\[nan\].* finite numbers of Box"),
+    "infinite in float32": (shows(np.array([1e39])), r"an observation of array\(\[1\.?e\+39\]\)"),
+    "another shape": (shows(np.zeros(2, np.float32)), "an observation of .*finite numbers of Box"),
+    "no numbers": (shows(None), "an observation of None"),
+    "rows of several lengths": (shows([[1.0], [1.0, 2.0]]), "an observation of .*finite numbers"),
+    "-1, which is the last row of a table": (
+        table(-1),
+        r"an observation of -1; expected whole numbers of Discrete\(4\)",
+    ),
+    "a state too many": (table(4), "an observation of 4; expected whole"),
+    "a state in an array": (table(np.array([2])), "an observation of .*expected whole"),
+    "a state and a half": (table(1.5), "an observation of 1.5"),
+    "a token too many": (tokens(np.array([9])), r"an observation of array\(\[9\]\); expected whole numbers of Box"),
+    "tokens as floats": (tokens(np.array([0.5])), r"an observation of array\(\[0.5\]\); expected whole numbers of Box"),
+    "a reward in an array": (pays(np.array([1.0])), r"a reward of array\(\[1"),
+    "no reward": (pays(None), "a reward of None; expected finite numbers, one a step"),
+    "a reward in words": (pays("1"), "a reward of '1'"),
+    "no end": (ends(None), "terminated = None; expected True or False"),
+    "an end in words": (ends("no"), "terminated = 'no'"),
+    "info where truncated should be": (changed(lambda o, r, t, u, i: (o, r, t, i, u)), "truncated = {}"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_rule_that_an_environment_breaks_is_named(case):
+    make, message = BROKEN[case]
+    act = lambda seen: torch.zeros(len(seen), dtype=torch.int64)  # noqa: E731
+    for collect in (
+        lambda: collect_episodes(make_envs(make, 2, seed=0), act, gamma=1.0),
+        lambda: Runner(make_envs(make, 2, seed=0)).collect(act, 2, gamma=1.0),
+    ):
+        with pytest.raises(ValueError, match="^env gave " + message) as caught:
+            collect()
+        assert "\n" not in str(caught.value)
+
+
+def test_a_float_outside_its_bounds_and_numbers_of_other_kinds_are_played():
+    step = lambda o, r, t, u, i: (np.float64(o + 1000), np.array(r, np.float16), np.bool_(t), u, None)  # noqa: E731
+    episodes = collect_episodes([changed(step)()], last_bit, gamma=1.0)
+    assert episodes.observations.flatten().tolist() == [0, 1001, 1002, 1003]
+    assert episodes.returns == (6.0,)
+
+
+ACTIONS = {
+    "one that there is not": (lambda seen: torch.full((len(seen),), 2), r"act chose \[2, 2\]; expected 2 integers"),
+    "a negative one": (lambda seen: torch.full((len(seen),), -1), "act chose"),
+    "halves": (lambda seen: torch.full((len(seen),), 0.5), "act chose"),
+    "too few": (lambda seen: torch.zeros(1, dtype=torch.int64), "act chose"),
+    "a column": (lambda seen: torch.zeros(len(seen), 1, dtype=torch.int64), "act chose"),
+    "no tensor": (lambda seen: [0, 0], "what act returned is 'list'"),
+}
+
+
+@pytest.mark.parametrize("case", ACTIONS)
+def test_an_action_that_cannot_be_played_is_refused_before_it_is(case):
+    act, message = ACTIONS[case]
+    with pytest.raises(ValueError, match=message):
+        play(Counter, act, 2, seed=0)
+
+
+def test_a_vector_that_is_not_finite_is_not_played():
+    with pytest.raises(ValueError, match=r"act chose .*nan.*expected finite numbers of shape"):
+        play(Bounded, lambda seen: torch.full((len(seen), 2), math.nan), 2, seed=0)
+
+
+# -- closing ----------------------------------------------------------------------------------------------------------
+class Door(Counter):
+    """Knows which of its kind were made and which were closed."""
+
+    made, closed = [], []
+
+    def __init__(self):
+        super().__init__()
+        Door.made.append(self)
+
+    def close(self):
+        Door.closed.append(self)
+
+
+@pytest.fixture
+def doors():
+    Door.made, Door.closed = [], []
+    return Door
+
+
+def only_two():
+    if len(Door.made) == 2:
+        raise OSError("no more of them")
+    return Door()
+
+
+def fails(seen):
+    raise KeyboardInterrupt
+
+
+CLOSED = {
+    "played": (lambda: play(Door, last_bit, 3, 0), None),
+    "interrupted": (lambda: play(Door, fails, 3, 0), KeyboardInterrupt),
+    "a maker that fails": (lambda: make_envs(only_two, 3, 0), OSError),
+    "a maker that fails while playing": (lambda: play(only_two, last_bit, 3, 0), OSError),
+    "other spaces": (lambda: make_envs(lambda: with_spaces_of(Door()), 2, 0), ValueError),
+    "statistics of its own": (lambda: play(lambda: NormalizeObservation(Door()), last_bit, 2, 0), ValueError),
+}
+
+
+def with_spaces_of(env):
+    env.action_space = MultiDiscrete([2, 2])
+    return env
+
+
+@pytest.mark.parametrize("case", CLOSED)
+def test_what_was_made_is_closed(doors, case):
+    call, error = CLOSED[case]
+    with pytest.raises(error) if error else contextlib.nullcontext():
+        call()
+    assert doors.made
+    assert doors.closed == doors.made
+
+
+def test_an_environment_that_cannot_be_closed_takes_nothing_with_it(doors, monkeypatch):
+    monkeypatch.setattr(Door, "close", lambda self: 1 / 0)
+    with pytest.warns(UserWarning, match="env could not be closed: ZeroDivisionError"):
+        assert play(Door, last_bit, 1, seed=0) == [6.0]
+
+
+# -- wrappers that learn ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("wrapper", [NormalizeObservation, NormalizeReward])
+def test_play_refuses_a_wrapper_that_has_learned_nothing(wrapper):
+    with pytest.raises(ValueError, match=f"a new {wrapper.__name__}, without the statistics of the training"):
+        play(lambda: TimeLimit(wrapper(Counter()), 5), last_bit, 2, seed=0)
+
+
+def test_play_holds_shared_statistics_fixed():
+    statistics, seen = RunningMeanStd(shape=(1,)), []
+
+    def make():
+        env = NormalizeObservation(Counter())
+        env.obs_rms = statistics
+        return env
+
+    collect_episodes(make_envs(make, 3, seed=0), last_bit, gamma=1.0)  # the training
+    mean, count = statistics.mean.copy(), statistics.count
+    play(make, lambda observations: last_bit(observations[seen.append(observations) or slice(None)]), 1, seed=0)
+    assert (statistics.mean, statistics.count) == (mean, count)
+    expected = (np.arange(3) - mean) / np.sqrt(statistics.var + 1e-8)
+    np.testing.assert_allclose(torch.cat(seen).flatten(), expected, rtol=1e-5)
+
+
 def test_values_and_log_probs_are_those_of_each_step_and_0_at_padding():
     envs = walks(6)
     torch.manual_seed(0)
@@ -337,6 +528,11 @@ ONE = Counter()
 WRONG = {
     "an environment in place of its maker": (lambda: make_envs(ONE, 1, 0), "env is .* expected an id, or a function"),
     "one environment for all": (lambda: make_envs(lambda: ONE, 2, 0), "a new environment with every call"),
+    "a maker of something else": (lambda: make_envs(lambda: None, 1, 0), "one that makes a gymnasium.Env, not None"),
+    "an environment and a half": (lambda: make_envs(Counter, 1.5, 0), "count is 1.5; expected a whole number"),
+    "a fractional seed": (lambda: make_envs(Counter, 1, 0.5), "seed is 0.5; expected a whole number"),
+    "a step and a half": (lambda: collect_episodes([Counter()], last_bit, 0.9, max_steps=1.5), "max_steps is 1.5"),
+    "steps in words": (lambda: Runner([Counter()]).collect(last_bit, "2", 0.9), "steps is '2'"),
     "no environment": (lambda: make_envs(Counter, 0, 0), "count is 0"),
     "no episodes": (lambda: play(Counter, last_bit, 0, 0), "count is 0"),
     "a negative seed": (lambda: make_envs(Counter, 1, -1), "seed is -1"),

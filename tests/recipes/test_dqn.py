@@ -1,5 +1,6 @@
 """DQN: the ring of its memory, its loss by hand, what trains and what is copied; then the loop."""
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -310,3 +311,20 @@ def test_a_gradient_that_is_no_number_stops_the_run():
     network.weight.register_hook(lambda gradient: gradient * math.nan)
     with pytest.raises(FloatingPointError, match="gradient norm"):
         train_dqn("CartPole-v1", FAST, network=network)
+
+
+def broken(policy):
+    raise KeyError("evaluate")
+
+
+@pytest.mark.parametrize("evaluate", [None, broken])
+def test_its_environments_are_closed(evaluate):
+    closed = []
+
+    class Closing(Corridor):
+        def close(self):
+            closed.append(self)
+
+    with pytest.raises(KeyError) if evaluate else contextlib.nullcontext():
+        train_dqn(Closing, FAST, evaluate=evaluate)
+    assert len(set(map(id, closed))) == 1

@@ -1,5 +1,6 @@
 """PPO: its batch against the definition, its first step against REINFORCE, its leashes by hand; then the loop."""
 
+import contextlib
 import copy
 import dataclasses
 import math
@@ -425,3 +426,30 @@ def test_a_gradient_that_is_no_number_stops_the_run():
     policy.body[1].weight.register_hook(lambda gradient: gradient * math.nan)
     with pytest.raises(FloatingPointError, match="gradient norm"):
         train_ppo("CartPole-v1", FAST, policy=policy, value=value)
+
+
+def broken(policy):
+    raise KeyError("evaluate")
+
+
+@pytest.mark.parametrize("evaluate", [None, broken])
+def test_its_environments_are_closed(evaluate):
+    closed = []
+
+    class Closing(Corridor):
+        def close(self):
+            closed.append(self)
+
+    with pytest.raises(KeyError) if evaluate else contextlib.nullcontext():
+        train_ppo(Closing, FAST, evaluate=evaluate)
+    assert len(set(map(id, closed))) == FAST.environments
+
+
+@pytest.mark.parametrize("clip_epsilon", [1e-12, 1e-5])
+def test_a_band_narrower_than_rounding_is_no_violation(clip_epsilon):
+    config = dataclasses.replace(FAST, clip_epsilon=clip_epsilon)
+    policy, value, batch = prepared(config)
+    noisy = dataclasses.replace(batch, old_log_probs=batch.old_log_probs + 2e-5)
+    ppo_losses(policy, value, noisy, config, first=True)
+    with pytest.raises(InvariantViolation, match="first_minibatch"):
+        ppo_losses(policy, value, dataclasses.replace(batch, old_log_probs=batch.old_log_probs + 1e-3), config, True)

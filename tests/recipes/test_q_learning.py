@@ -1,5 +1,6 @@
 """Q-learning on tables: against value iteration, and its update by hand."""
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -220,7 +221,7 @@ def test_a_reward_that_is_no_number_is_refused():
             seen, _, *rest = super().step(action)
             return seen, math.nan, *rest
 
-    with pytest.raises(ValueError, match="the reward of env is nan"):
+    with pytest.raises(ValueError, match="env gave a reward of nan; expected finite"):
         train_q_learning(Broken, FAST)
 
 
@@ -231,3 +232,31 @@ def test_what_cannot_be_learned_in_a_table_is_refused():
         train_q_learning("CartPole-v1", FAST)
     with pytest.raises(ValueError, match=r"actions Box\(.*expected Discrete$"):
         train_q_learning("Pendulum-v1", FAST)
+
+
+@pytest.mark.parametrize("reward", [1.0, math.nan])
+def test_its_environment_is_closed(reward):
+    closed = []
+
+    class Closing(Shifted):
+        def step(self, action):
+            seen, _, *rest = super().step(action)
+            return seen, reward, *rest
+
+        def close(self):
+            closed.append(self)
+
+    with pytest.raises(ValueError, match="reward of nan") if math.isnan(reward) else contextlib.nullcontext():
+        train_q_learning(Closing, FAST)
+    assert len(closed) == 1
+
+
+@pytest.mark.parametrize("state", [-2, 2, 0.0, np.array([0])])
+def test_a_state_that_is_not_in_the_table_is_refused(state):
+    class Broken(Shifted):
+        def step(self, action):
+            _, *rest = super().step(action)
+            return state, *rest
+
+    with pytest.raises(ValueError, match=r"env gave an observation of .*; expected whole numbers of Discrete\(3"):
+        train_q_learning(Broken, FAST)

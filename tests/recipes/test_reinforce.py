@@ -1,5 +1,6 @@
 """REINFORCE: its estimate against the exact gradient, over every episode that can happen; then the loop."""
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -424,3 +425,20 @@ def test_a_gradient_that_is_no_number_stops_the_run():
     policy.logits.register_hook(lambda gradient: gradient * math.nan)
     with pytest.raises(FloatingPointError, match="gradient norm"):
         train_reinforce(corridor, FAST, policy=policy)
+
+
+def broken(policy):
+    raise KeyError("evaluate")
+
+
+@pytest.mark.parametrize("evaluate", [None, broken])
+def test_its_environments_are_closed(evaluate):
+    closed = []
+
+    class Closing(Played):
+        def close(self):
+            closed.append(self)
+
+    with pytest.raises(KeyError) if evaluate else contextlib.nullcontext():
+        train_reinforce(lambda: Closing(chain(3)), FAST, evaluate=evaluate)
+    assert len(set(map(id, closed))) == FAST.episodes
