@@ -1,14 +1,17 @@
 """From scores of whole replies to one reward a token: the score at the end, the price of the leash at every token."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlhf_lab.maths.kl import kl_k1, kl_k3
 from rlhf_lab.maths.tensors import masked_mean, masked_sum
-from rlhf_lab.models.tokens import Rollout
+from rlhf_lab.models.tokens import Rollout, TokenBatch
+from rlhf_lab.records import Message
 from rlhf_lab.training.configs import require
+from rlhf_lab.training.files import CheckpointError
 
 Reward = Callable[[Rollout], Tensor]  # replies -> scores [B]; a RewardModel is one
 
@@ -25,6 +28,47 @@ def scores_of(reward: Reward, rollout: Rollout) -> Tensor:
     shape = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
     require(shape == [len(rollout)], "what reward returned", shape, f"a tensor of {len(rollout)} scores")
     return scores.detach().to(rollout.log_probs.device, torch.float32)
+
+
+def remembered(scores: Tensor, rollout: Rollout, state: dict[str, Any]) -> Tensor:
+    """The scores [B] as they are; the first ones of a run are kept in its state, with the replies they are for.
+
+    Chapter 10.
+    """
+    if "first_replies" not in state:
+        state["first_replies"] = vars(rollout) | {
+            "conversations": [
+                [(message.role, message.content) for message in prompt] for prompt in rollout.conversations
+            ],
+            "batch": vars(rollout.batch),
+            "scores": scores,
+        }
+    return scores
+
+
+def check_same_reward(reward: Reward, state: dict[str, Any], device: torch.device) -> None:
+    """A run that goes on must have the reward it began with, known by the scores of its first replies.
+
+    Raises:
+        CheckpointError: it gives other scores now; says for which reply.
+
+    Chapter 10.
+    """
+    if "first_replies" not in state:
+        return
+    kept: dict[str, Any] = dict(state["first_replies"])
+    kept |= {name: part.to(device) for name, part in kept.items() if isinstance(part, Tensor)}
+    kept["conversations"] = tuple(tuple(Message(*turn) for turn in turns) for turns in kept["conversations"])
+    kept["batch"] = TokenBatch(**kept["batch"]).to(device)
+    before = kept.pop("scores")
+    now = scores_of(reward, Rollout(**kept))
+    if different := (~torch.isclose(now, before, rtol=1e-3, atol=1e-3)).nonzero().flatten().tolist():
+        row = different[0]
+        raise CheckpointError(
+            f"the checkpoint is of another run (the input reward differs: {float(before[row]):.4g} there and "
+            f"{float(now[row]):.4g} here for the reply {kept['texts'][row]!r:.60}); give the reward it was made with, "
+            "or another file. A reward that draws random numbers cannot be gone on with"
+        )
 
 
 def token_rewards(scores: Tensor, kl_penalty: Tensor, mask: Tensor) -> Tensor:

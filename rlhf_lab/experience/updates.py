@@ -188,8 +188,8 @@ def update_numbers(log_probs: Tensor, part: Experience, clip_epsilon: float) -> 
 
 
 def value_numbers(values: Tensor, returns: Tensor, mask: Tensor) -> dict[str, float | None]:
-    """explained_variance of the returns [B, T] by the values; None where the returns are constant."""
-    share = float(explained_variance(values, returns, mask))
+    """explained_variance of the returns [B, T] by the values; None where the returns are constant, or only one."""
+    share = float(explained_variance(values, returns, mask)) if mask.sum() > 1 else math.nan
     return {"explained_variance": share if math.isfinite(share) else None}
 
 

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rlhf_lab.models.language_model import LanguageModel, wrap_model
-from rlhf_lab.training.configs import above_zero, at_least_one, from_zero, require
+from rlhf_lab.training.configs import above_zero, at_least_one, from_zero, require, whole
 from rlhf_lab.training.history import Result
 from rlhf_lab.training.optimisers import clipped_step, cosine_rate, make_optimiser, scale_rates
 from rlhf_lab.training.randomness import generator_for
@@ -84,11 +84,13 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         require(self.size in SIZES, "size", self.size, f"one of {list(SIZES)}")
-        require(self.vocab_size >= 260, "vocab_size", self.vocab_size, "at least 260 (256 bytes and 4 special tokens)")
-        require(self.context >= 2, "context", self.context, "at least 2 tokens")
+        whole(self, "vocab_size", least=260)  # 256 bytes and 4 special tokens
+        whole(self, "context", least=2)
         at_least_one(self, "steps", "documents_per_step", "micro_batch", "evaluate_every", "checkpoint_every")
         above_zero(self, "learning_rate", "max_grad_norm")
-        from_zero(self, "weight_decay", "warmup")
+        from_zero(self, "weight_decay")
+        whole(self, "warmup", least=0)
+        whole(self, "seed")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -162,7 +164,7 @@ def train_base_model(
     model = _new_model(config, tokenizer).to(device)  # type: ignore[arg-type]  # transformers wraps torch's `to`
     lm = wrap_model(model, tokenizer, precision)
     optimiser = make_optimiser(lm.model, config.learning_rate, config.weight_decay)
-    inputs = {"documents": list(documents)}
+    inputs = {"documents": [row.tolist() for row in rows], "precision": str(precision)}
     file = Checkpoint(checkpoint, config.checkpoint_every, "pretrain", config, inputs, lm.model, optimiser)
     look = None if evaluate is None else partial(evaluate, lm)
     with Steps("pretraining", config.steps, look, config.evaluate_every, file) as steps:

@@ -6,7 +6,8 @@ a tier (they form no pair), margins, several labellers with weights of their own
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from rlhf_lab.models.language_model import LanguageModel
 from rlhf_lab.models.reward_model import RewardModel
 from rlhf_lab.models.tokens import TokenBatch, encode_prompts, encode_responses, make_batch
 from rlhf_lab.records import Comparison, Ranking
-from rlhf_lab.training.configs import above_zero, at_least_one, from_zero, require
+from rlhf_lab.training.configs import above_zero, at_least_one, from_zero, require, whole
 from rlhf_lab.training.history import Result
 from rlhf_lab.training.optimisers import clipped_step, cosine_rate, make_optimiser, scale_rates
 from rlhf_lab.training.randomness import generator_for
@@ -68,8 +69,10 @@ class RewardConfig:
             self, "epochs", "rankings_per_step", "micro_batch", "max_new_tokens", "evaluate_every", "checkpoint_every"
         )
         above_zero(self, "learning_rate", "max_grad_norm")
-        from_zero(self, "weight_decay", "warmup")
-        require(0 <= self.validation_share <= 0.5, "validation_share", self.validation_share, "0 to 0.5")
+        from_zero(self, "weight_decay", "validation_share")
+        whole(self, "warmup", least=0)
+        whole(self, "seed")
+        require(self.validation_share <= 0.5, "validation_share", self.validation_share, "0 to 0.5")
         require(
             self.loss in ("bradley_terry", "plackett_luce"), "loss", self.loss, "'bradley_terry' or 'plackett_luce'"
         )
@@ -83,7 +86,7 @@ class RewardResult(Result[RewardModel]):
         model: scores are standardised on the training replies.
         history: loss in nats (per pair, or per ranking for Plackett-Luce), grad_norm before clipping, learning_rate;
             held_out_loss, accuracy and expected_accuracy on `held_out`; validation_loss.
-        unused: records without a pair: skipped, all bad, or one tie.
+        unused: records without a pair: skipped, all bad, one tie, or replies that are equal up to the cut.
         cut: replies longer than `max_new_tokens`.
     """
 
@@ -139,18 +142,21 @@ def train_reward_model(
     """
     config = config or RewardConfig()
     records, unseen = as_preferences(feedback), as_preferences(held_out)
-    every, tests = encode_feedback(lm, records, config), encode_feedback(lm, unseen, config)
-    require(len(every) > 0, "feedback", f"{len(feedback)} records without a pair", "at least one preference")
-    pairs = sum(len(c.pairs) for c in tests)
+    encoded, seen = encode_feedback(lm, records, config), encode_feedback(lm, unseen, config)
+    pairs = sum(len(c.pairs) for c in seen)
     if agreement is not None:
         expected = f"one for each of the {pairs} pairs of held_out"
         require(len(agreement) == pairs, "agreement", f"{len(agreement)} numbers", expected)
+    every, _ = without_equal_pairs(lm, encoded, config)
+    tests, agreement = without_equal_pairs(lm, seen, config, agreement)
+    expected = f"a preference of replies that differ before they are cut (max_new_tokens = {config.max_new_tokens})"
+    require(len(every) > 0, "feedback", f"{len(feedback)} records without a pair", expected)
     choices, validation = split_by_prompt(every, config.validation_share, config.seed)
     rm = RewardModel.from_language_model(lm, generator_for(config.seed, "reward head"))
     rm.model.requires_grad_(True)
     optimiser = make_optimiser(rm.model, config.learning_rate, config.weight_decay)
     best: dict[str, Any] = {}  # loss and weights of the best look at the validation prompts
-    inputs = {"model": lm.model, "feedback": records, "held_out": unseen}
+    inputs = {"model": lm.model, "precision": str(lm.precision), "feedback": every, "held_out": (tests, agreement)}
     file = Checkpoint(checkpoint, config.checkpoint_every, "reward", config, inputs, rm.model, optimiser, best)
 
     def look() -> dict[str, float]:
@@ -172,23 +178,36 @@ def train_reward_model(
     if best:
         rm.model.load_state_dict(best["weights"])
     rm.normalise(torch.cat(_scores(rm, choices)))
-    cut = sum(reply[-1] != lm.end_id for c in every for reply in c.replies)
+    cut = sum(reply[-1] != lm.end_id for c in encoded for reply in c.replies)
     return RewardResult(rm, steps.history, steps.interrupted, len(feedback) - len(every), cut)
 
 
 def encode_feedback(lm: LanguageModel, feedback: Sequence[Ranking | Comparison], config: RewardConfig) -> list[Choices]:
     """Tokens and pairs of the records that form a pair; each reply is encoded once, what is left out is said."""
-    kept = [(record.prompt, *_replies_and_pairs(record, config)) for record in feedback]
-    kept = [(prompt, replies, pairs) for prompt, replies, pairs in kept if pairs]
+    kept = [(record, *_replies_and_pairs(record, config)) for record in feedback]
+    kept = [(record, replies, pairs) for record, replies, pairs in kept if pairs]
     if len(kept) < len(feedback):
         useless = (record.status for record in feedback if isinstance(record, Ranking) and not record.pairs())
         reasons = ", ".join(f"{count} {UNUSED[status]}" for status, count in Counter(useless).items())
         tqdm.write(f"left out, because they prefer nothing: {reasons}")
-    prompts = encode_prompts(lm, [prompt for prompt, _, _ in kept], config.max_new_tokens)
-    return [
-        Choices(prompt, encode_responses(lm, replies, config.max_new_tokens), pairs)
-        for prompt, (_, replies, pairs) in zip(prompts, kept, strict=True)
-    ]
+    prompts = encode_prompts(lm, [record.prompt for record, _, _ in kept], config.max_new_tokens)
+    rows = [encode_responses(lm, replies, config.max_new_tokens) for _, replies, _ in kept]
+    return [Choices(*parts) for parts in zip(prompts, rows, [pairs for _, _, pairs in kept], strict=True)]
+
+
+def without_equal_pairs(
+    lm: LanguageModel, choices: Sequence[Choices], config: RewardConfig, agreement: Sequence[float] | None = None
+) -> tuple[list[Choices], list[float] | None]:
+    """The choices, and the agreement to their pairs, without pairs that are equal up to the cut; both are said."""
+    different = [[c.replies[better] != c.replies[worse] for better, worse in c.pairs] for c in choices]
+    if config.loss == "plackett_luce":  # which takes an order as a whole or not at all
+        different = [[all(pairs)] * len(pairs) for pairs in different]
+    replies, flat = [reply for c in choices for reply in c.replies], list(chain(*different))
+    if cut := sum(reply[-1] != lm.end_id for reply in replies):
+        lost = f"; {flat.count(False)} pairs that became equal by that are left out" if not all(flat) else ""
+        tqdm.write(f"{cut} of {len(replies)} replies were cut at max_new_tokens = {config.max_new_tokens}{lost}")
+    kept = (replace(c, pairs=list(compress(c.pairs, d))) for c, d in zip(choices, different, strict=True))
+    return [c for c in kept if c.pairs], None if agreement is None else list(compress(agreement, flat))
 
 
 def _replies_and_pairs(

@@ -19,6 +19,8 @@ from rlhf_lab.experience.invariants import LiveChecks, check_reference_apart
 from rlhf_lab.experience.rewards import (
     Reward,
     adapted_kl_coef,
+    check_same_reward,
+    remembered,
     reply_discounts,
     reply_numbers,
     scores_of,
@@ -39,17 +41,22 @@ from rlhf_lab.experience.updates import (
 from rlhf_lab.maths.kl import kl_k1
 from rlhf_lab.maths.returns import gae
 from rlhf_lab.maths.tensors import masked_whiten
-from rlhf_lab.models.language_model import LanguageModel
+from rlhf_lab.models.architectures import state_width
+from rlhf_lab.models.language_model import LanguageModel, check_same_tokens
 from rlhf_lab.models.reward_model import RewardModel
 from rlhf_lab.models.scoring import ValueHead, response_log_probs
+from rlhf_lab.models.tokens import encode_prompts
 from rlhf_lab.records import Conversation, PromptLike, as_conversation
-from rlhf_lab.training.configs import above_zero, at_least_one, from_zero, require
+from rlhf_lab.training.configs import above_zero, at_least_one, flags, from_zero, require, shares, whole
 from rlhf_lab.training.history import Result, mean_rows
 from rlhf_lab.training.optimisers import clipped_step, linear, scale_rates
 from rlhf_lab.training.randomness import generator_for, minibatches
 from rlhf_lab.training.steps import Checkpoint, Steps
 
 VALUES = ("reward_model", "policy_head")
+SCORE_TEXTS = (
+    "give a function that scores texts: lambda rollout: reward_model.score(rollout.conversations, rollout.texts)"
+)
 
 
 class Sampling(TypedDict):
@@ -76,10 +83,10 @@ class OptimiserConfig:
     final_fraction: float = 0.1
 
     def __post_init__(self) -> None:
-        require(self.adam_epsilon > 0, "adam_epsilon", self.adam_epsilon, "above 0")
-        require(self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "above 0")
-        require(self.warmup_iterations >= 0, "warmup_iterations", self.warmup_iterations, "at least 0")
-        require(0 <= self.final_fraction <= 1, "final_fraction", self.final_fraction, "in [0, 1]")
+        above_zero(self, "adam_epsilon")
+        above_zero(self, "max_grad_norm", or_infinite=True)
+        whole(self, "warmup_iterations", least=0)
+        shares(self, "final_fraction")
 
     def factor(self, step: int, steps: int) -> float:
         """Factor of the peak rates: linear warm-up, times a linear fall to final_fraction at the last step."""
@@ -149,10 +156,10 @@ class RLHFConfig:
         at_least_one(self, "minibatch_rows", "micro_batch", "evaluate_every")
         above_zero(self, "temperature", "learning_rate", "value_learning_rate", "clip_epsilon", "value_clip_epsilon")
         from_zero(self, "value_coef", "entropy_coef", "kl_coef", "lm_coef", "missing_end_penalty")
-        for name in ("kl_target", "kl_stop"):
-            got = getattr(self, name)
-            require(got is None or got > 0, name, got, "above 0, or None")
-        require(0 <= self.gae_lambda <= 1, "gae_lambda", self.gae_lambda, "in [0, 1]")
+        above_zero(self, *(name for name in ("kl_target", "kl_stop") if getattr(self, name) is not None))
+        shares(self, "gae_lambda")
+        flags(self, "check_invariants")
+        whole(self, "seed")
         require(self.value in VALUES, "value", self.value, f"one of {VALUES}")
         rows, most = self.minibatch_rows, self.prompts_per_iteration
         require(rows <= most, "minibatch_rows", rows, f"at most prompts_per_iteration, {most}")
@@ -220,7 +227,8 @@ def train_rlhf(
         lm_texts: texts for the language-model loss; needed when lm_coef > 0.
         evaluate: called with the model before the first iteration, after every `evaluate_every`-th and after the
             last; its numbers go into the history.
-        checkpoint: file that holds the run's state. If it exists, the run goes on from it bit-identically.
+        checkpoint: file that holds the run's state. If it exists, the run goes on from it bit-identically; another
+            input is refused, and a reward that gives other scores for the replies of the first iteration.
         checkpoint_every: iterations between savings; saved also at an interrupt, at the end, and when something is
             not finite.
 
@@ -245,7 +253,8 @@ def train_rlhf(
     Schulman et al. 2017, Proximal policy optimization algorithms. Chapter 10.
     """
     config = config or RLHFConfig()
-    conversations, texts = checked_inputs(policy, prompts, reward, config, lm_texts)
+    conversations, prompt_rows, texts = checked_inputs(policy, prompts, reward, config, lm_texts)
+    check_models(policy, reward, reference, value_init)
     start, policy = policy, policy.copy()
     critic = new_critic(start, reward, value_init, config)
     head = critic if isinstance(critic, ValueHead) else None
@@ -254,13 +263,13 @@ def train_rlhf(
     losses = new_losses(policy, critic, config)
     state, law = new_state(config), (config.temperature, config.micro_batch)
     checks = new_checks(policy, reference or start, reward, head, state, config)
-    inputs = {"policy": start.model, "reference": (reference or start).model, "prompts": conversations, "texts": texts}
-    inputs |= {"reward": getattr(reward, "model", None), "value_init": getattr(value_init, "model", None)}
+    inputs = run_inputs(start, prompt_rows, reward, reference, value_init, texts)
     file = Checkpoint(
         checkpoint, checkpoint_every, "rlhf", config, inputs, networks, optimiser, state, several_updates=True
     )
     look = None if evaluate is None else partial(evaluate, policy)
     with Steps("RLHF", config.iterations, look, config.evaluate_every, file) as steps:
+        check_same_reward(reward, state, start.device)
         for step in steps:
             generator = generator_for(config.seed, "rlhf", step)
             rate = scale_rates(optimiser, config.optimiser.factor(step, config.iterations))
@@ -271,7 +280,7 @@ def train_rlhf(
                 batch, mask = rollout.batch, rollout.batch.mask
                 log_probs, values = old_log_probs_and_values(policy, critic, rollout, *law)
                 ref_log_probs = response_log_probs(reference or start, batch, *law)
-                raw_scores = scores_of(reward, rollout)
+                raw_scores = remembered(scores_of(reward, rollout), rollout, state)
                 same = ref_log_probs if step == 0 and reference is None else None
                 checks.rollout(step, rollout, raw_scores, log_probs, same)
                 scores = raw_scores - config.missing_end_penalty * ~rollout.ended
@@ -310,7 +319,7 @@ def new_critic(
 ) -> RewardModel | ValueHead:
     """What gives the values: a head on the policy, or a model of its own, from a reward model where there is one."""
     if config.value == "policy_head":
-        return ValueHead(policy.model.config.hidden_size).to(policy.device)
+        return ValueHead(state_width(policy.model)).to(policy.device)
     like = reward if value_init is None else value_init
     if isinstance(like, RewardModel):
         return like.copy()
@@ -361,20 +370,50 @@ def new_checks(
     return LiveChecks(policy, config.temperature, config.max_new_tokens, passes, state, config.check_invariants)
 
 
+def run_inputs(
+    policy: LanguageModel,
+    prompt_rows: list[list[int]],
+    reward: Reward,
+    reference: LanguageModel | None,
+    value_init: RewardModel | None,
+    lm_rows: list[list[int]],
+) -> dict[str, object]:
+    """What a run is made from, by name; a reward that is a function is known by its scores instead."""
+    scale = None if value_init is None else (value_init.score_mean, value_init.score_std)
+    return {
+        "policy": policy.model,
+        "precision": str(policy.precision),
+        "prompts": prompt_rows,
+        "lm_texts": lm_rows,
+        "reference": (reference or policy).model,
+        "reward": getattr(reward, "model", None),
+        "value_init": getattr(value_init, "model", None),
+        "scale of value_init": scale,
+    }
+
+
+def check_models(
+    policy: LanguageModel, reward: Reward, reference: LanguageModel | None, value_init: RewardModel | None
+) -> None:
+    """All models read the policy's tokens as it does, or a ValueError names the one that does not."""
+    if isinstance(reward, RewardModel):
+        check_same_tokens(policy.tokenizer, reward.tokenizer, "the reward model", SCORE_TEXTS)
+    for name, other in (("reference", reference), ("value_init", value_init)):
+        if other is not None:
+            check_same_tokens(policy.tokenizer, other.tokenizer, name)
+
+
 def checked_inputs(
     policy: LanguageModel, prompts: Sequence[PromptLike], reward: Reward, config: RLHFConfig, lm_texts: Sequence[str]
-) -> tuple[tuple[Conversation, ...], list[list[int]]]:
-    """The prompts as conversations and the texts as token rows, or a ValueError that names what is wrong."""
+) -> tuple[tuple[Conversation, ...], list[list[int]], list[list[int]]]:
+    """The prompts as conversations and as token rows, and the texts as token rows, or a ValueError that names what is
+    wrong."""
     some = not isinstance(prompts, str) and len(prompts) > 0
     require(some, "prompts", prompts, "a non-empty list of conversations")
     require(callable(reward), "reward", reward, "a RewardModel or a function of a Rollout")
-    if isinstance(reward, RewardModel) and reward.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
-        raise ValueError(
-            "the reward model has another tokenizer than the policy; give a function that scores texts: "
-            "lambda rollout: reward_model.score(rollout.conversations, rollout.texts)"
-        )
     require(config.lm_coef == 0 or len(lm_texts) > 0, "lm_texts", lm_texts, "some texts, or lm_coef = 0")
     rows = [policy.tokenizer(text)["input_ids"][: policy.max_length] for text in lm_texts]
     for i, row in enumerate(rows):
         require(len(row) > 1, f"lm_texts[{i}]", lm_texts[i], "a text of at least 2 tokens")
-    return tuple(as_conversation(prompt) for prompt in prompts), rows
+    conversations = tuple(as_conversation(prompt) for prompt in prompts)
+    return conversations, encode_prompts(policy, conversations, config.max_new_tokens), rows

@@ -10,13 +10,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from tqdm.auto import tqdm
 
 from rlhf_lab.experience.updates import imitation_gradient
 from rlhf_lab.feedback.formats import as_demonstrations
 from rlhf_lab.models.language_model import LanguageModel
 from rlhf_lab.models.tokens import encode_prompts, encode_responses, make_batch
 from rlhf_lab.records import Demonstration
-from rlhf_lab.training.configs import above_zero, at_least_one, from_zero, require
+from rlhf_lab.training.configs import above_zero, at_least_one, from_zero, require, whole
 from rlhf_lab.training.history import Result
 from rlhf_lab.training.optimisers import clipped_step, cosine_rate, make_optimiser, scale_rates
 from rlhf_lab.training.randomness import generator_for
@@ -56,7 +57,9 @@ class SFTConfig:
         at_least_one(self, "steps", "demonstrations_per_step", "micro_batch", "max_new_tokens")
         at_least_one(self, "evaluate_every", "checkpoint_every")
         above_zero(self, "learning_rate", "max_grad_norm")
-        from_zero(self, "weight_decay", "warmup")
+        from_zero(self, "weight_decay")
+        whole(self, "warmup", least=0)
+        whole(self, "seed")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -106,10 +109,14 @@ def train_sft(
     records = as_demonstrations(demonstrations)
     prompts = encode_prompts(lm, [record.prompt for record in records], config.max_new_tokens)
     replies = encode_responses(lm, [record.response for record in records], config.max_new_tokens)
+    if cut := sum(row[-1] != lm.end_id for row in replies):
+        tqdm.write(
+            f"{cut} of {len(replies)} replies are longer than max_new_tokens = {config.max_new_tokens} and were cut"
+        )
     start, lm = lm, lm.copy()
     lm.model.requires_grad_(True)
     optimiser = make_optimiser(lm.model, config.learning_rate, config.weight_decay)
-    inputs = {"model": start.model, "demonstrations": records}
+    inputs = {"model": start.model, "precision": str(lm.precision), "demonstrations": (prompts, replies)}
     file = Checkpoint(checkpoint, config.checkpoint_every, "sft", config, inputs, lm.model, optimiser)
     look = None if evaluate is None else partial(evaluate, lm)
     with Steps("SFT", config.steps, look, config.evaluate_every, file) as steps:
@@ -122,4 +129,4 @@ def train_sft(
             loss = imitation_gradient(lm, batch, config.micro_batch)
             (norm,) = clipped_step(optimiser, config.max_grad_norm, step + 1, lm.model)
             steps.log(loss=loss, grad_norm=norm, learning_rate=rate)
-    return SFTResult(lm, steps.history, steps.interrupted, sum(row[-1] != lm.end_id for row in replies))
+    return SFTResult(lm, steps.history, steps.interrupted, cut)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from rlhf_lab.evaluation.reward_models import reward_model_report
 from rlhf_lab.models.reward_model import RewardModel
 from rlhf_lab.models.tokens import encode_prompts, encode_responses, make_batch
 from rlhf_lab.recipes import reward
@@ -349,3 +350,38 @@ def test_rows_of_the_field_are_taken_as_records(tiny_gpt2):
     assert results[0].history == results[1].history
     with pytest.raises(ValueError, match="row 0, rejected: the field is missing"):
         train_reward_model(tiny_gpt2, [{"prompt": "Hi", "chosen": "Hello."}], config())
+
+
+# -- replies that are cut ---------------------------------------------------------------------------------------------
+def alike(count, differ):
+    """Comparisons whose replies begin alike; `differ` of them differ within the first tokens."""
+    same = "Thank you, thank you, thank you, "
+    records = [Comparison(f"Hi {i}", f"{same}friend.", f"{same}stranger!") for i in range(count)]
+    return records[differ:] + [Comparison(f"Ho {i}", "Thank you.", "Go away!") for i in range(differ)]
+
+
+@pytest.mark.parametrize("loss", ["bradley_terry", "plackett_luce"])
+def test_pairs_that_became_equal_by_the_cut_are_left_out_and_said(loss, tiny_gpt2, capsys):
+    settings = config(epochs=1, max_new_tokens=6, loss=loss)
+    result = train_reward_model(tiny_gpt2, alike(5, 2), settings, held_out=alike(4, 1), agreement=[0.9, 0.8, 0.7, 0.6])
+    said = capsys.readouterr().out.splitlines()
+    assert "6 of 10 replies were cut at max_new_tokens = 6; 3 pairs that became equal by that are left out" in said
+    assert "6 of 8 replies were cut at max_new_tokens = 6; 3 pairs that became equal by that are left out" in said
+    assert (result.unused, result.cut) == (3, 6)
+    only = train_reward_model(tiny_gpt2, alike(2, 2), settings, held_out=alike(1, 1), agreement=[0.6])
+    assert torch.equal(weights(result.model), weights(only.model))
+    assert result.history == only.history
+
+
+def test_a_file_of_replies_that_are_all_cut_alike_is_refused_before_training(tiny_gpt2):
+    with pytest.raises(
+        ValueError, match=r"3 records without a pair.*differ before they are cut \(max_new_tokens = 6\)"
+    ):
+        train_reward_model(tiny_gpt2, alike(3, 0), config(epochs=1, max_new_tokens=6))
+
+
+def test_a_report_cuts_held_out_replies_as_training_did(tiny_gpt2):
+    rm = train_reward_model(tiny_gpt2, alike(3, 2), config(epochs=1, max_new_tokens=6)).model
+    long = [Comparison("Hi", "Thank you. " * 900, "Go away! " * 900), Comparison("Hi", "Thank you.", "Go away!")]
+    cut = reward_model_report(rm, long, 6)
+    assert len(cut.agreed) == 2

@@ -484,7 +484,7 @@ def test_bfloat16_scores_the_replies_again(value):
 
 def test_tokenizers_must_agree_with_a_reward_model():
     other = word_model(words=(*WORDS, "e"))
-    with pytest.raises(ValueError, match="another tokenizer"):
+    with pytest.raises(ValueError, match=r"the reward model has another vocabulary.*give a function that scores texts"):
         train_rlhf(word_model(), PROMPTS, score_model(other), SMALL)
     model = score_model(other)  # scored as text it works
     train_rlhf(word_model(), PROMPTS, lambda r: model.score(r.conversations, r.texts), with_(iterations=1))
@@ -556,3 +556,32 @@ def test_one_forward_serves_policy_and_value_head(monkeypatch):
     monkeypatch.setattr(updates, "forward", lambda lm, batch: calls.append(len(batch)) or forward(lm, batch))
     train_rlhf(word_model(), PROMPTS, share_of_c, with_(iterations=1, epochs=1, micro_batch=6))
     assert calls == [6, 6]  # two minibatches; nothing was scored again
+
+
+def another(**changed):
+    """A model of other tokens: words in another order, or another chat template."""
+    lm = word_model(words=changed.pop("words", WORDS))
+    lm.tokenizer.chat_template = changed.pop("template", lm.tokenizer.chat_template)
+    return lm
+
+
+@pytest.mark.parametrize("part", ["reference", "value_init", "reward"])
+@pytest.mark.parametrize(
+    ("changed", "difference"),
+    [
+        ({"words": ("<|pad|>", "<|end|>", "b", "a", "c", "d")}, "vocabulary"),
+        ({"template": "{% for m in messages %}{{ m.content }} a {% endfor %}"}, "chat template"),
+    ],
+)
+def test_a_model_that_reads_other_tokens_is_refused_by_its_name(part, changed, difference):
+    lm = another(**changed)
+    given = lm if part == "reference" else score_model(lm)
+    models = {"reward": share_of_c} | {part: given}
+    name = {"reward": "the reward model"}.get(part, part)
+    with pytest.raises(ValueError, match=rf"^{name} has another {difference}"):
+        train_rlhf(word_model(), PROMPTS, config=with_(value="reward_model"), **models)
+
+
+def test_one_prompt_and_one_token_are_enough():
+    one = with_(iterations=1, prompts_per_iteration=1, minibatch_rows=1, max_new_tokens=1)
+    assert train_rlhf(word_model(), ["a"], share_of_c, one).history.last("length") == 1
