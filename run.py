@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Set up rlhf_lab and run it, with nothing but Python 3.11 or newer.
 
-    python run.py lab          open JupyterLab on the notebooks
+    python run.py lab          open JupyterLab on the first chapter, or on a file or folder that follows
     python run.py demo         base model -> SFT -> reward model -> RLHF, about four minutes, with a report
     python run.py test         lint, types, unit tests, doctests, notebooks and browser tests, on all cores
     python run.py notebooks    compare every notebook with its stored outputs; --write stores new ones
@@ -26,6 +26,7 @@ if sys.version_info < (3, 11):
         f"python3.12 run.py {' '.join(sys.argv[1:])}"
     )
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -91,27 +92,41 @@ def requirement_hash():
 
 
 def read_stamp():
+    """(hash, extras, the folder that the environment was made in); None, none and None without a stamp."""
     try:
         stamp = json.loads(STAMP.read_text(encoding="utf-8"))
-        return stamp["hash"], set(stamp["extras"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None, set()
+        return stamp["hash"], set(stamp["extras"]), stamp.get("folder") or folder_of_venv()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None, set(), None
+
+
+def folder_of_venv():
+    """The folder that pyvenv.cfg says the environment was made in, for a stamp that does not; None if unknown."""
+    try:
+        made = re.search(r"(?m)^command = .* -m venv (?:--clear )?(.+)$", (VENV / "pyvenv.cfg").read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return str(Path(made[1]).parent.resolve()) if made else None
 
 
 def write_stamp(digest, extras):
     partial = STAMP.with_suffix(".tmp")
-    partial.write_text(json.dumps({"hash": digest, "extras": sorted(extras)}), encoding="utf-8")
+    stamp = {"hash": digest, "extras": sorted(extras), "folder": str(ROOT)}
+    partial.write_text(json.dumps(stamp), encoding="utf-8")
     os.replace(partial, STAMP)
 
 
 def make_venv():
+    if VENV.is_dir() and any(VENV.iterdir()) and not (VENV / "pyvenv.cfg").exists():
+        sys.exit(f"The environment goes to {VENV}, and what is there is none. Move it away, then run this again.")
     if importlib.util.find_spec("venv") is None or importlib.util.find_spec("ensurepip") is None:
         sys.exit(
             f"This Python ({sys.executable}) has no venv module, or no pip to put into a new environment.\n"
             "On Debian or Ubuntu: sudo apt install python3-venv. Elsewhere: the installer of python.org."
         )
     say(f"Making the environment {VENV}")
-    command = [sys.executable, "-m", "venv", "--clear", str(VENV)]
+    base = getattr(sys, "_base_executable", sys.executable)  # this Python may be the one that is cleared
+    command = [base, "-m", "venv", "--clear", str(VENV)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(
@@ -197,14 +212,19 @@ def install_torch():
 
 def ensure_environment(extra):
     """Install what a command needs, once. Returns in milliseconds when the stamp says that it is there."""
-    digest, (stamped, extras) = requirement_hash(), read_stamp()
+    digest, (stamped, extras, folder) = requirement_hash(), read_stamp()
     wanted = {extra} - {None}
     if PYTHON.exists() and stamped == digest and wanted <= extras:
         return
     start = time.monotonic()
-    if not PYTHON.exists():
+    # The programs in an environment name the folder that they were installed in. A link means that it is elsewhere.
+    # Only a stamp that names another folder is a reason to clear it: without a name nobody knows.
+    moved = folder is not None and folder != str(ROOT) and not VENV.is_symlink()
+    if moved:
+        say(f"The environment was made for {folder}, and works only there; making it again.")
+    if moved or not PYTHON.exists():
         make_venv()
-    if stamped is None:
+    if stamped is None or moved:
         say("Installing the tested versions: some 500 MB to download, which takes a few minutes, once.")
     else:
         say("Bringing the environment up to date with constraints.txt and pyproject.toml.")
@@ -239,18 +259,23 @@ def environment(**extra):
     env["PATH"] = str(PYTHON.parent) + os.pathsep + env.get("PATH", "")
     env["PYTHONUTF8"] = "1"
     env["PYTHONHASHSEED"] = "0"
+    if "PYTHONIOENCODING" in env:  # what it cannot show is written as an escape
+        env["PYTHONIOENCODING"] = env["PYTHONIOENCODING"].split(":")[0] + ":backslashreplace"
     env.setdefault("OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1)))
     env.update(extra)
     return env
 
 
+interrupts = []  # the signals that arrived while a child ran
+
+
 def call(arguments, **extra):
     """Run the environment's Python and return its exit code; an interrupt is the child's to handle."""
-    # Ctrl-C reaches the child too, which saves what it has; this process waits for that. An empty
-    # handler, because the child would inherit SIG_IGN.
-    interrupt = signal.signal(signal.SIGINT, lambda *_: None)
+    # Ctrl-C reaches the child too, which saves what it has; this process waits for that. A handler that
+    # only takes a note, because the child would inherit SIG_IGN.
+    interrupt = signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
     process = subprocess.Popen([str(PYTHON), *arguments], cwd=ROOT, env=environment(**extra))
-    terminate = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    terminate = signal.signal(signal.SIGTERM, lambda number, frame: (interrupts.append(number), process.terminate()))
     try:
         status = process.wait()
     finally:
@@ -337,7 +362,7 @@ def run_pytest(stages):
             arguments = ["-m", "pytest", "-q", "--junit-xml=" + report, *arguments]
             statuses[stage] = call(arguments, **TEST_ENVIRONMENT, **backend)
             counts += count_outcomes(report)
-        if statuses[stage] == 2:  # interrupted
+        if interrupts:  # not by the exit code: pytest -x gives the same in several processes
             break
     return statuses, counts
 
@@ -355,6 +380,8 @@ def command_test(arguments):
     for name, command in CHECKS.items():
         say(f"---- {name}: {' '.join(command)}")
         checks[name] = call(["-m", *command])
+        if interrupts:
+            return 130
     statuses, counts = run_pytest(pytest_stages(arguments))
     say("")
     for stage, status in [*checks.items(), *statuses.items()]:
@@ -368,6 +395,10 @@ def command_test(arguments):
 
 def command_notebooks(arguments):
     names = [text for text in arguments if text != "--write"]
+    missing = [name for name in names if name.endswith(".ipynb") and not (ROOT / name).exists()]
+    if missing:
+        say(f"There is no {', '.join(missing)} (seen from {ROOT}).")
+        return 2
     if "--write" in arguments:
         books = names or sorted(str(path) for path in (ROOT / "notebooks").glob("*.ipynb"))
         return call(["-m", "rlhf_lab.classroom.course", *books], OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
@@ -386,10 +417,30 @@ def command_bench(arguments):
     return call([str(ROOT / "benchmarks" / (arguments[0] + ".py")), *arguments[1:]])
 
 
+NEWS = VENV / "etc" / "jupyter" / "labconfig" / "default_setting_overrides.json"
+WITH_VALUE = re.compile(  # options of JupyterLab whose value may follow as an argument of its own
+    r"--(\w+\.\w+|log-level|config|ip|port|port-retries|sock|sock-mode|transport|keyfile|certfile|client-ca"
+    r"|notebook-dir|preferred-dir|browser|pylab|gateway-url|app-dir)"
+)
+
+
+def silence_news():
+    """A default of this environment against JupyterLab's question about news; what a user sets is stronger."""
+    if not NEWS.exists():
+        with contextlib.suppress(OSError):  # an environment that is shared and read-only
+            NEWS.parent.mkdir(parents=True, exist_ok=True)
+            setting = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}
+            NEWS.write_text(json.dumps(setting), encoding="utf-8")
+
+
 def command_lab(arguments):
     first = ROOT / "notebooks" / "00_the_whole_story.ipynb"
-    default = [str(first if first.exists() else ROOT / "notebooks")]
-    return call(["-m", "jupyter", "lab", *(arguments or default)])
+    silence_news()
+    pairs = zip(["", *arguments], arguments, strict=False)
+    named = [text for before, text in pairs if not text.startswith("-") and not WITH_VALUE.fullmatch(before)]
+    elsewhere = any(text.startswith(("--notebook-dir", "--ServerApp.root_dir")) for text in arguments)
+    chosen = [] if named or elsewhere else [str(first if first.exists() else ROOT / "notebooks")]
+    return call(["-m", "jupyterlab", *arguments, *chosen])
 
 
 def passed_on(command):
@@ -416,6 +467,8 @@ def main(arguments):
 
 
 if __name__ == "__main__":
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold what the terminal cannot show
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from rows import RESULTS, Arm, compute, numbers_of, options
+from rows import RESULTS, Arm, at_least, compute, numbers_of, options
 
 from rlhf_lab.experience.episodes import play
 from rlhf_lab.models.policies import greedy
@@ -128,7 +128,7 @@ def compare(pairs: int) -> None:
 def arguments(parser) -> None:
     parser.add_argument("--tasks", choices=list(TASKS), nargs="+", default=list(TASKS))
     parser.add_argument("--speed", action="store_true")
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--pairs", type=at_least(1), default=5)
 
 
 if __name__ == "__main__":

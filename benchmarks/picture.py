@@ -16,7 +16,11 @@ def main() -> None:
     """Draw the two curves of rlhf_history.json side by side with KL, as data/results/whole_story.png."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="output folder of a finished demo")
-    history = History.from_list(json.loads((parser.parse_args().run / "rlhf_history.json").read_text()))
+    run = parser.parse_args().run
+    try:
+        history = History.from_list(json.loads((run / "rlhf_history.json").read_text()))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        parser.error(f"{run} is no output folder of a finished demo, which holds rlhf_history.json: {error}")
     with plots.style():
         figure = Figure(figsize=(9, 3.2), layout="constrained")
         left, right = figure.subplots(1, 2)

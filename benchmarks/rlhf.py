@@ -27,6 +27,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from rows import at_least
 from torch import Tensor
 from torch.nn import functional
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -37,6 +38,7 @@ from rlhf_lab.models.reward_model import RewardModel
 from rlhf_lab.models.tokens import Rollout, TokenBatch, encode_prompts, make_batch
 from rlhf_lab.recipes.pretrain import train_tokenizer
 from rlhf_lab.recipes.rlhf import RLHFConfig, RLHFResult, train_rlhf
+from rlhf_lab.training.folders import OutputError, RunFolder
 from rlhf_lab.training.randomness import generator_for
 from rlhf_lab.worlds import town
 
@@ -530,14 +532,18 @@ def print_table(rows: list[dict]) -> None:
         )
 
 
-def save_cost(rows: list[dict], folder: Path) -> None:
-    """rlhf_cost.csv and rlhf_cost.png."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "rlhf_cost.csv", "w", newline="", encoding="utf-8") as file:
+def save_cost(rows: list[dict], folder: Path | RunFolder) -> None:
+    """rlhf_cost.csv and rlhf_cost.png, in the place of those of this project or of an earlier run, and of no others."""
+    for name, write in (("rlhf_cost.csv", write_cost), ("rlhf_cost.png", draw_cost)):
+        with contextlib.nullcontext(folder / name) if isinstance(folder, Path) else folder.writing(name) as path:
+            write(rows, path)
+
+
+def write_cost(rows: list[dict], path: Path) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    draw_cost(rows, folder / "rlhf_cost.png")
 
 
 def draw_cost(rows: list[dict], path: Path) -> None:
@@ -635,25 +641,30 @@ def report_plain(pairs_wanted: int, quick: bool, lean: bool = False) -> None:
     print_ratios("library / hand-written loop", pairs, "target: below 1" if not lean else "target: at most 1")
 
 
-def report_cost(rounds: int, quick: bool, folder: Path | None) -> None:
+def report_cost(rounds: int, quick: bool, folder: Path | RunFolder | None) -> None:
     rows = cost_table(SMALL_SETTINGS if quick else SETTINGS, rounds)
     print(f"3. How the cost grows: seconds of an iteration, median of {rounds}, {machine()}")
     print("   random weights, so replies are as long as they may be; 2 epochs of 2 minibatches")
     print_table(rows)
     if folder is not None:
         save_cost(rows, folder)
-        print(f"   saved as rlhf_cost.csv and rlhf_cost.png in {folder}")
+        print(f"   saved as rlhf_cost.csv and rlhf_cost.png in {getattr(folder, 'path', folder)}")
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="run.py bench rlhf", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small sizes, a few pairs: shows that it works")
-    parser.add_argument("--pairs", type=int, default=None, help="pairs in parts 1 and 2 (20; quick: 3)")
-    parser.add_argument("--rounds", type=int, default=None, help="iterations timed in part 3 (3; quick: 1)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch (1)")
+    parser.add_argument("--pairs", type=at_least(1), default=None, help="pairs in parts 1 and 2 (20; quick: 3)")
+    parser.add_argument("--rounds", type=at_least(1), default=None, help="iterations timed in part 3 (3; quick: 1)")
+    parser.add_argument("--threads", type=at_least(1), default=1, help="threads of torch (1)")
     parser.add_argument("--parts", type=int, nargs="+", default=[1, 2, 3], choices=[1, 2, 3])
     parser.add_argument("--out", type=Path, default=None, help="where part 3 is saved (data/results; quick: nowhere)")
     options = parser.parse_args(arguments)
+    folder: Path | RunFolder | None = None if options.quick else RESULTS
+    try:
+        folder = folder if options.out is None else RunFolder(options.out, "benchmark")  # before the work
+    except (OutputError, OSError) as error:
+        parser.error(f"argument --out: {error}")
     torch.set_num_threads(options.threads)
     pairs = options.pairs or (3 if options.quick else 20)
     rounds = options.rounds or (1 if options.quick else 3)
@@ -663,7 +674,7 @@ def main(arguments: list[str] | None = None) -> int:
         report_plain(pairs, options.quick)
         report_plain(pairs, options.quick, lean=True)
     if 3 in options.parts:
-        report_cost(rounds, options.quick, options.out or (None if options.quick else RESULTS))
+        report_cost(rounds, options.quick, folder)
     return 0
 
 

@@ -175,10 +175,21 @@ def is_there(path: Path, arm: Arm, seed: int, setup: str) -> bool:
     return any(wanted.items() <= row.items() for row in read_rows(path))
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """What reads a whole number of an option; argparse makes a line of the error."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least {least}")
+        return int(text)
+
+    return number
+
+
 def options(description: str, add: Callable[[argparse.ArgumentParser], object] | None = None) -> argparse.Namespace:
     """What every study can be told: --seeds, --dry-run, and what `add` adds."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--seeds", type=at_least(0), nargs="+")
     parser.add_argument("--dry-run", action="store_true", help="say what would be computed, and compute nothing")
     if add is not None:
         add(parser)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from rows import RESULTS, Arm, compute, flatten, options
+from rows import RESULTS, Arm, at_least, compute, flatten, options
 
 from rlhf_lab import demo
 from rlhf_lab.evaluation.policies import evaluate_model, true_rewards
@@ -207,7 +207,7 @@ def tone_arm(taste: str) -> Arm:
 
 def arguments(parser) -> None:
     parser.add_argument("--part", choices=("seeds", "tone"), default="seeds")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=at_least(1), default=2)
 
 
 if __name__ == "__main__":

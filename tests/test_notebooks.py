@@ -245,9 +245,10 @@ PLANTED = {
     "open solution": (solutions_come_out, chapter(code("### BEGIN SOLUTION\nx = 1")), "never closed"),
     "misspelt mark": (
         solutions_come_out,
-        chapter(code("### BEGIN SOLUTION\nx = 1\n### END SOLUTION\n## END SOLUTION")),
-        "still holds a solution mark",
+        chapter(code("### BEGIN SOLUTION\nx = 1\n### END SOLUTION\n## END SOLTUION")),
+        "is nearly a mark",
     ),
+    "mark in a text": (solutions_come_out, chapter(code("print('MY SOLUTION')")), "still holds a solution mark"),
 }
 
 

@@ -3,6 +3,7 @@
 import ast
 import importlib.metadata
 import importlib.util
+import json
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
+FIRST = str(ROOT / "notebooks" / "00_the_whole_story.ipynb")
 SOURCE = (ROOT / "run.py").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
@@ -216,6 +218,72 @@ def test_what_makes_it_install_again(empty, monkeypatch, change):
     assert len(empty.asked) == 4
 
 
+@pytest.mark.parametrize("how", ["moved", "linked", "requirements", "by hand"])
+def test_an_environment_of_another_folder_is_made_again(empty, monkeypatch, tmp_path, capsys, how):
+    """Its programs name the old folder. One that other folders share by a link, or without our stamp, stays."""
+    made = []
+    monkeypatch.setattr(empty, "make_venv", lambda: made.append(empty.ROOT))
+    empty.PYTHON.touch()
+    if how == "linked":
+        empty.VENV = tmp_path.parent / f"{tmp_path.name}-link"
+        empty.VENV.symlink_to(tmp_path)
+    if how != "by hand":
+        empty.ensure_environment(None)
+    new = tmp_path / "new"
+    new.mkdir()
+    for name in ("pyproject.toml", "constraints.txt"):
+        (new / name).write_bytes((ROOT / name).read_bytes())
+    if how == "requirements":
+        monkeypatch.setattr(empty, "requirement_hash", lambda: "another")
+    else:
+        empty.ROOT = new
+    said(capsys)
+    empty.ensure_environment(None)
+    assert made == ([new] if how == "moved" else [])
+    assert empty.asked[-1] == str(empty.ROOT)
+    assert (f"was made for {ROOT}, and works only there" in said(capsys)) == (how == "moved")
+    empty.ensure_environment(None)
+    assert made == ([new] if how == "moved" else [])
+
+
+@pytest.mark.parametrize(
+    ("config", "cleared"),
+    [
+        (None, False),
+        ("home = /usr/bin", False),
+        ("command = /usr/bin/python3 -m venv --clear {here}/.venv", False),
+        ("command = /usr/bin/python3 -m venv /the old/place/.venv", True),
+    ],
+)
+def test_a_stamp_without_a_folder_clears_only_what_is_known_to_be_moved(empty, monkeypatch, config, cleared):
+    """Stamps of earlier versions name no folder, and new requirements are no reason to lose an environment."""
+    made = []
+    monkeypatch.setattr(empty, "make_venv", lambda: made.append(True))
+    empty.PYTHON.touch()
+    empty.STAMP.write_text('{"hash": "of other requirements", "extras": ["test"]}', encoding="utf-8")
+    if config:
+        (empty.VENV / "pyvenv.cfg").write_text(config.format(here=ROOT), encoding="utf-8")
+    empty.ensure_environment(None)
+    assert made == [True] * cleared
+    assert empty.asked[-1] == str(ROOT)
+
+
+def test_a_folder_that_is_no_environment_is_not_cleared(run, monkeypatch, tmp_path):
+    commands = []
+    done = SimpleNamespace(returncode=0)
+    monkeypatch.setattr(run.subprocess, "run", lambda command, **options: commands.append(command) or done)
+    run.VENV = tmp_path / ".venv"
+    run.make_venv()
+    run.VENV.mkdir()
+    run.make_venv()
+    (run.VENV / "pyvenv.cfg").touch()
+    run.make_venv()
+    (run.VENV / "pyvenv.cfg").rename(run.VENV / "mine.txt")
+    with pytest.raises(SystemExit, match="Move it away"):
+        run.make_venv()
+    assert len(commands) == 3
+
+
 @pytest.mark.parametrize(
     ("tail", "advice"),
     [
@@ -273,17 +341,57 @@ def test_a_killed_child_gives_the_shell_code(run):
         (["demo", "--seed", "1"], ["-m", "rlhf_lab", "demo", "--seed", "1"]),
         (["release"], ["-m", "rlhf_lab", "release"]),
         (["doctor"], ["-m", "rlhf_lab", "doctor"]),
-        (["lab", "--port", "9"], ["-m", "jupyter", "lab", "--port", "9"]),
-        (["notebooks", "--write", "a.ipynb"], ["-m", "rlhf_lab.classroom.course", "a.ipynb"]),
+        (["lab", "--port", "9"], ["-m", "jupyterlab", "--port", "9", FIRST]),
+        (["lab", "--allow-root", "--ip=0.0.0.0"], ["-m", "jupyterlab", "--allow-root", "--ip=0.0.0.0", FIRST]),
+        (["lab", "--ServerApp.port", "9"], ["-m", "jupyterlab", "--ServerApp.port", "9", FIRST]),
+        (["lab"], ["-m", "jupyterlab", FIRST]),
+        (["lab", "--allow-root", "data"], ["-m", "jupyterlab", "--allow-root", "data"]),
+        (["lab", "my.ipynb", "--no-browser"], ["-m", "jupyterlab", "my.ipynb", "--no-browser"]),
+        (["lab", "path"], ["-m", "jupyterlab", "path"]),
+        (["lab", "--notebook-dir", "data"], ["-m", "jupyterlab", "--notebook-dir", "data"]),
+        (
+            ["notebooks", "--write", "notebooks/03_values.ipynb"],
+            ["-m", "rlhf_lab.classroom.course", "notebooks/03_values.ipynb"],
+        ),
     ],
     ids=str,
 )
-def test_commands_pass_their_arguments_on(run, monkeypatch, arguments, expected):
+def test_commands_pass_their_arguments_on(run, monkeypatch, tmp_path, arguments, expected):
     calls = []
+    monkeypatch.setattr(run, "NEWS", tmp_path / "news.json", raising=False)
     monkeypatch.setattr(run, "ensure_environment", lambda extra: None)
     monkeypatch.setattr(run, "call", lambda passed, **variables: calls.append(passed) or 4)
     assert run.main(arguments) == 4
     assert calls == [expected]
+
+
+def test_a_notebook_that_is_missing_is_named_and_nothing_runs(run, monkeypatch, capsys):
+    monkeypatch.setattr(run, "call", lambda passed, **variables: pytest.fail("it ran something"))
+    for more in ([], ["--write"]):
+        assert run.command_notebooks([*more, "notebooks/99_no.ipynb", "notebooks/03_values.ipynb"]) == 2
+        assert "There is no notebooks/99_no.ipynb (seen from" in said(capsys)
+
+
+def test_jupyter_asks_nothing_about_news(run, monkeypatch, tmp_path):
+    """The default lies in the environment; what somebody else put there stays."""
+    monkeypatch.setattr(run, "call", lambda passed, **variables: 0)
+    monkeypatch.setattr(run, "NEWS", tmp_path / "labconfig" / "overrides.json", raising=False)
+    run.command_lab([])
+    assert run.NEWS.exists()
+    assert json.loads(run.NEWS.read_text()) == {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}
+    run.NEWS.write_text("{}")
+    run.command_lab([])
+    assert run.NEWS.read_text() == "{}"
+
+
+def test_an_ascii_terminal_gets_escapes(run, monkeypatch):
+    run.PYTHON = Path(sys.executable)
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    assert run.call(["-c", "print('policy \u2192 reply')"]) == 0
+    code = "import runpy, sys; sys.argv = ['run.py', '\u2192']; runpy.run_path('run.py', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "")
+    assert "There is no command" in done.stdout
 
 
 def test_help_and_unknown_commands(run, capsys):
@@ -397,10 +505,29 @@ def test_the_slowest_files_are_there():
     assert [name for name in names if not (ROOT / name).exists()] == []
 
 
-def test_an_interrupt_ends_the_whole_run(run, monkeypatch):
+def test_a_failure_under_x_in_several_processes_is_no_interrupt(run, monkeypatch):
+    """pytest -x gives the exit code of an interrupt then; the notebooks are compared all the same."""
     monkeypatch.setattr(run, "call", lambda arguments, **variables: 2)
-    statuses, _ = run.run_pytest({run.UNIT: [], run.NOTEBOOKS: []})
-    assert statuses == {run.UNIT: 2}
+    statuses, _ = run.run_pytest({run.UNIT: ["-x"], run.NOTEBOOKS: ["-x"]})
+    assert statuses == {run.UNIT: 2, run.NOTEBOOKS: 2}
+    assert run.overall(list(statuses.values())) == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stage", ["lint", "pytest"])
+def test_a_signal_ends_the_whole_run(run, monkeypatch, number, stage):
+    run.PYTHON, started, call = Path(sys.executable), [], run.call
+
+    def interrupted(arguments, **variables):
+        started.append(arguments[1])
+        if stage == "lint" or arguments[1] == "pytest":
+            return call(["-c", f"import os, sys; os.kill(os.getppid(), {int(number)}); sys.exit(2)"])
+        return 0
+
+    monkeypatch.setattr(run, "call", interrupted)
+    assert run.command_test([]) != 0
+    assert started == (["ruff"] if stage == "lint" else ["ruff", "mypy", "pytest"])
 
 
 # ---- the browser -------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What a failed check says: where the answers differ, whose traceback it is, and nothing of the check's own code."""
 
 import traceback
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -59,3 +60,39 @@ def test_what_was_not_begun_says_so():
 
     with pytest.raises(NotImplementedError, match="write double first"):
         check_double(double)
+
+
+def shown_by_a_notebook(function):
+    """What IPython prints for the error of a check."""
+    from IPython.core.interactiveshell import InteractiveShell
+
+    with pytest.raises(NotImplementedError) as caught:
+        check_double(function)
+    shown = []
+    shell = SimpleNamespace(
+        _get_exc_info=lambda *_: (caught.type, caught.value, caught.tb),
+        _showtraceback=lambda kind, value, lines: shown.extend(lines),
+        InteractiveTB=SimpleNamespace(structured_traceback=lambda *_, **__: ["a traceback", "of frames"]),
+        call_pdb=False,
+    )
+    InteractiveShell.showtraceback(shell)
+    return shown
+
+
+def test_what_was_not_begun_gets_one_line_and_no_traceback():
+    """The name is that of the function that is missing, which the one under test may call."""
+
+    def helper(x):
+        raise NotImplementedError("your code here")
+
+    lines = ["not attempted yet: write the body of helper (your code here), then run this cell again"]
+    assert shown_by_a_notebook(helper) == lines
+    assert shown_by_a_notebook(lambda x: 2 * helper(x)) == lines
+
+
+def test_what_a_library_lacks_is_an_error_of_the_answer():
+    message, trace = said(lambda x: torch.nn.Module()(x))
+    assert "NotImplementedError: Module [Module] is missing" in message
+    assert "traceback above" in message
+    assert "torch.nn.Module()(x)" in trace
+    assert "NotImplementedError" in said(lambda x: torch.empty(1, device="meta").cpu())[0]

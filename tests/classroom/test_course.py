@@ -1,6 +1,7 @@
 """Storing and releasing notebooks: normal form, a real kernel, strict nbval on what was stored."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +128,77 @@ def test_a_mark_without_its_partner_is_an_error(source, message):
         course.student_release(notebook(code(source)))
 
 
+def solution_cell(new_cell, source, **more):
+    """A cell that nbgrader takes for a solution; what `more` adds is part of its metadata."""
+    grading = {"solution": True, "grade": True, "grade_id": "a", "points": 1, "schema_version": 3, **more}
+    return new_cell(source, metadata={"nbgrader": grading})
+
+
+def released(*cells):
+    return course.student_release(notebook(*cells)).cells
+
+
+@pytest.mark.parametrize(
+    ("new_cell", "stub"),
+    [
+        (nbformat.v4.new_code_cell, 'raise NotImplementedError("your code here")'),
+        (nbformat.v4.new_markdown_cell, "Your answer here."),
+        (nbformat.v4.new_raw_cell, "Your answer here."),
+    ],
+)
+def test_a_cell_of_any_kind_loses_its_solution(new_cell, stub):
+    marked = "Why?\n### BEGIN SOLUTION\nanswer = 42\n### END SOLUTION\nGo on."
+    assert released(new_cell(marked))[0].source == f"Why?\n{stub}\nGo on."
+    whole, partly = released(solution_cell(new_cell, "answer = 42", checksum="x"), solution_cell(new_cell, marked))
+    assert whole.source == stub
+    assert "checksum" not in whole.metadata.nbgrader
+    assert partly.source == f"Why?\n{stub}\nGo on."
+    only_tests = "answer = 42\n### BEGIN HIDDEN TESTS\nassert answer\n### END HIDDEN TESTS"
+    assert released(solution_cell(new_cell, only_tests))[0].source == stub
+
+
+@pytest.mark.parametrize("kind", ["HIDDEN TESTS", "MARK SCHEME"])
+def test_what_only_teachers_see_goes(kind):
+    source = f"assert answer\n### BEGIN {kind}\nassert answer == 42\n### END {kind}"
+    assert [c.source for c in released(code(source), nbformat.v4.new_markdown_cell(source))] == ["assert answer"] * 2
+    with pytest.raises(ValueError, match=f"cell 0: ### BEGIN {kind} is never closed"):
+        released(code(f"### BEGIN {kind}"))
+    with pytest.raises(ValueError, match="cell 0: ### END SOLUTION without its partner"):
+        released(code(f"### BEGIN {kind}\n### END SOLUTION"))
+
+
+@pytest.mark.parametrize("mark", ["# {} solution", "###{} SOLUTION", "<!-- {} Solution -->", "#### {}  SOLUTION ####"])
+def test_marks_in_other_dress_are_marks(mark):
+    source = f"if x:\n    {mark.format('BEGIN')}\n    y = 42\n    {mark.format('END')}"
+    assert released(code(source))[0].source == 'if x:\n    raise NotImplementedError("your code here")'
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["# BEGIN SOLTUION", "### begin_solution", "y = 42  # END SOLUTION", "### BEGIN SOLUTIONS", "## START OF SOLUTION",
+     "### BEGIN HIDDEN TEST", "# SOLUTION", "y = 42  # SOLUTION NO PROMPT", "### BEGIN SOLUTION of part 2"],
+)  # fmt: skip
+def test_what_is_nearly_a_mark_is_refused(line):
+    with pytest.raises(ValueError, match=r"cell 1: .* is nearly a mark. Write ### BEGIN SOLUTION") as caught:
+        released(code("x"), code(f"{line}\ny = 42"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "line", ["end_solution = 3", "# the solution of (I - gamma P) v = r", "# Find the solution", "x = '# SOLUTION'"]
+)
+def test_words_that_are_no_marks_stay(line):
+    assert released(code(line))[0].source == line
+
+
+def test_pictures_of_a_solution_go_with_it():
+    source = "![a](attachment:my%20map.png)\n### BEGIN SOLUTION\n![b](attachment:b.png)\n### END SOLUTION"
+    data = {"my map.png": {"image/png": "a"}, "b.png": {"image/png": "b"}}
+    cell = nbformat.v4.new_markdown_cell(source, attachments=data)
+    assert set(released(cell)[0].attachments) == {"my map.png"}
+    assert set(cell.attachments) == set(data)
+
+
 def test_release_writes_every_chapter(tmp_path):
     source, target = tmp_path / "notebooks", tmp_path / "runs" / "student"
     source.mkdir()
@@ -172,6 +244,70 @@ def test_release_keeps_a_students_work(tmp_path):
     assert second.stat().st_ino == inode
 
 
+@pytest.fixture
+def course_of_one(tmp_path):
+    """(folder of one chapter, place of its copy)."""
+    course.write_notebook(tmp_path / "notebooks" / "00_a.ipynb", notebook(code(EXERCISE)))
+    (tmp_path / "student").mkdir()
+    return tmp_path / "notebooks", tmp_path / "student" / "00_a.ipynb"
+
+
+@pytest.mark.parametrize("what", ["text", "another notebook", "folder", "link", "dangling link"])
+def test_release_replaces_nothing_that_it_did_not_write(course_of_one, what):
+    source, copy = course_of_one
+    mine = copy.with_name("mine.ipynb")
+    work = course.student_release(notebook(code("mine"))) if what == "link" else notebook(code("mine"))
+    course.write_notebook(mine, work)
+    if what == "folder":
+        copy.mkdir()
+    elif what == "text":
+        copy.write_text("mine", encoding="utf-8")
+    elif "link" in what:
+        copy.symlink_to(mine if what == "link" else "nowhere")
+    else:
+        copy.write_bytes(mine.read_bytes())
+    before = (copy.lstat().st_ino, copy.lstat().st_mtime_ns)
+    with pytest.raises(ValueError, match=r"00_a.ipynb was not written by `release`.*Move it away.*--out"):
+        course.release(source, copy.parent, force=True)
+    assert (copy.lstat().st_ino, copy.lstat().st_mtime_ns) == before
+    assert sorted(path.name for path in copy.parent.iterdir()) == ["00_a.ipynb", "mine.ipynb"]
+
+
+def test_a_copy_that_a_student_saved_is_still_known(course_of_one):
+    """Jupyter adds to the metadata of a notebook and keeps what is there."""
+    source, copy = course_of_one
+    course.release(source, copy.parent)
+    fresh = copy.read_bytes()
+    work = nbformat.read(copy, as_version=4)
+    work.metadata.language_info["version"] = "3.11"
+    work.cells[0].source = "mine"
+    nbformat.write(work, copy)
+    assert course.release(source, copy.parent, force=True) == [copy]
+    assert copy.read_bytes() == fresh
+
+
+def test_release_into_a_file_or_below_one_changes_nothing(course_of_one, tmp_path):
+    source, _ = course_of_one
+    taken = tmp_path / "notes.txt"
+    taken.write_text("mine", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"notes.txt is a file, and the copies need a folder; .*--out"):
+        course.release(source, taken, force=True)
+    with pytest.raises(OSError, match=r"cannot write .*Not a directory.*choose a folder"):
+        course.release(source, taken / "student")
+    assert taken.read_text(encoding="utf-8") == "mine"
+
+
+def test_release_names_the_chapter_that_is_wrong(course_of_one):
+    source, copy = course_of_one
+    course.write_notebook(source / "01_b.ipynb", notebook(code("### BEGIN SOLUTION")))
+    with pytest.raises(ValueError, match=r"01_b.ipynb, cell 0: ### BEGIN SOLUTION is never closed"):
+        course.release(source, copy.parent)
+    (source / "01_b.ipynb").write_text("[]", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"cannot read .*01_b.ipynb as a notebook"):
+        course.release(source, copy.parent)
+    assert list(copy.parent.iterdir()) == []
+
+
 def test_the_command_releases_to_where_the_data_are_found(tmp_path, monkeypatch, capsys):
     """The default sits beside notebooks/, so ../data is the same folder; elsewhere there is a warning."""
     from rlhf_lab import __main__ as commands
@@ -191,12 +327,13 @@ def test_the_command_releases_to_where_the_data_are_found(tmp_path, monkeypatch,
     assert "1 were there already" in capsys.readouterr().out
     assert commands.main(["release", "--out", "runs/student"]) == 0
     assert f"there is no {tmp_path / 'runs' / 'data'}" in capsys.readouterr().err
-    copy.write_text("mine", encoding="utf-8")
+    fresh = copy.read_text(encoding="utf-8")
+    copy.write_text(fresh.replace("your code here", "mine"), encoding="utf-8")
     assert commands.main(["release"]) == 1
     assert "00_a.ipynb" in capsys.readouterr().err
-    assert copy.read_text(encoding="utf-8") == "mine"
+    assert copy.read_text(encoding="utf-8") != fresh
     assert commands.main(["release", "--force"]) == 0
-    assert copy.read_text(encoding="utf-8") != "mine"
+    assert copy.read_text(encoding="utf-8") == fresh
 
 
 def test_copies_in_student_find_the_data_and_stay_out_of_the_repository():
@@ -260,3 +397,42 @@ def test_a_chapter_that_fails_or_warns_is_not_stored(tmp_path, source, error, me
     with pytest.raises(error, match=message):
         course.execute(path)
     assert path.read_bytes() == before
+
+
+# ---- python run.py notebooks --write -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def write(monkeypatch, capsys):
+    """Run the command on paths; gives its exit code, stdout and stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["course.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(course.__file__, run_name="__main__")
+        return ended.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize("second", ["missing.ipynb", "text.ipynb", "folder.ipynb", "list.ipynb", "--force"])
+def test_write_looks_at_all_arguments_before_it_runs_the_first(tmp_path, write, second):
+    path = tmp_path / "00_a.ipynb"
+    nbformat.write(notebook(nbformat.v4.new_code_cell("print(1)")), path)
+    before = path.read_bytes()
+    (tmp_path / "text.ipynb").write_text("mine", encoding="utf-8")
+    (tmp_path / "list.ipynb").write_text("[]", encoding="utf-8")
+    (tmp_path / "folder.ipynb").mkdir()
+    status, out, err = write(path, second if second.startswith("-") else tmp_path / second)
+    assert path.read_bytes() == before
+    assert (status, out) == (2 if second.startswith("-") else 1, "")
+    assert second in err.splitlines()[-1]
+
+
+def test_write_shows_the_cell_that_failed(tmp_path, write):
+    path = tmp_path / "00_a.ipynb"
+    nbformat.write(notebook(nbformat.v4.new_code_cell("1 / 0")), path)
+    status, _, err = write(path)
+    assert status == 1
+    assert f"{path} is as it was, since a cell raised:" in err
+    assert "ZeroDivisionError" in err

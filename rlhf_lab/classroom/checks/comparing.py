@@ -1,5 +1,6 @@
 """How a check compares the reader's answer with the definition, and names the usual mistake behind a wrong one."""
 
+import traceback
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import wraps
@@ -21,16 +22,37 @@ Got = TypeVar("Got")
 Expected = TypeVar("Expected")
 
 
+class NotAttempted(NotImplementedError):
+    """An exercise has not been started. A notebook shows the message alone: there is nothing to look for yet."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]  # what IPython shows in place of the traceback
+
+
+def not_begun(error: NotImplementedError) -> bool:
+    """Whether an exercise's own `raise` is behind the error, and not a library that lacks something."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    raised = not last.line or last.line.startswith("raise NotImplementedError")  # the text of a line may be unknown
+    return raised and "site-packages" not in last.filename
+
+
 def exercise(check: Callable[Inputs, None]) -> Callable[Inputs, None]:
     """The check, whose failure shows the message and, of a function that raised, its traceback.
 
-    The lines of the check itself are left out of it: they hold the answer.
+    The lines of the check itself are left out of it: they hold the answer. An exercise that has not been started
+    gets one line.
     """
 
     @wraps(check)
     def quiet(*arguments: Inputs.args, **options: Inputs.kwargs) -> None:
         try:
             check(*arguments, **options)
+        except NotImplementedError as error:
+            if not not_begun(error):
+                raise
+            name = traceback.extract_tb(error.__traceback__)[-1].name
+            what = f" ({error})" if str(error) else ""
+            raise NotAttempted(f"not attempted yet: write the body of {name}{what}, then run this cell again") from None
         except AssertionError as error:
             raise AssertionError(*error.args) from (error.__cause__ or error.__context__)
 
@@ -71,9 +93,9 @@ def compare(
     given = deepcopy(inputs)
     try:
         got = call(*given)
-    except NotImplementedError:
-        raise
     except Exception as error:  # the reader's code may raise anything
+        if isinstance(error, NotImplementedError) and not_begun(error):
+            raise
         slip = isinstance(error, NameError | AttributeError | ImportError)
         happened = IN_PLACE if "in-place" in str(error) else RAISED if slip else f"{RAISED}\n  {ASKED}: {hint}"
         fail(name, case, f"{type(error).__name__}: {error}", expected, happened, "what happened")
