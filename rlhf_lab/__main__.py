@@ -1,12 +1,20 @@
 """The commands: python -m rlhf_lab demo | pretrain | corpus | release | doctor."""
 
 import argparse
+import io
 import json
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
+
+from rlhf_lab.training.printing import printable
 
 if TYPE_CHECKING:  # a command loads what it needs and no more
     from rlhf_lab.evaluation.reward_models import RewardModelReport
@@ -18,17 +26,54 @@ DOCUMENTS = 120_000  # of the web, for pretraining
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code. Whatever goes wrong with the input is one line and a remedy."""
     options = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that knows few characters shows the others as escapes
+            stream.reconfigure(errors="backslashreplace")
+    with _noted_interrupts() as interrupts:
+        try:
+            _refuse_empty(options)
+            return options.run(options) or 0
+        except KeyboardInterrupt:
+            return _stopped()
+        except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
+            if os.environ.get("RLHF_LAB_TRACEBACK"):
+                raise
+            if interrupts:  # one that comes while something is imported can end as any error
+                return _stopped()
+            notes = " ".join(getattr(error, "__notes__", []))
+            print(printable(" ".join(f"{error} {notes}".split())), file=sys.stderr)
+            return 130 if type(error).__name__ == "Interrupted" else 1
+
+
+def _stopped() -> int:
+    print("\nstopped", file=sys.stderr)
+    return 130
+
+
+@contextmanager
+def _noted_interrupts() -> Iterator[list[int]]:
+    """The interrupts that come within the block, wherever no recipe takes them."""
+    noted: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+        signal.default_int_handler(number, frame)
+
+    if threading.current_thread() is not threading.main_thread():  # where signals cannot be caught
+        yield noted
+        return
+    before = signal.signal(signal.SIGINT, note)
     try:
-        return options.run(options) or 0
-    except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
-        if os.environ.get("RLHF_LAB_TRACEBACK"):
-            raise
-        notes = " ".join(getattr(error, "__notes__", []))
-        print(f"{' '.join(str(error).split())} {notes}".strip(), file=sys.stderr)
-        return 130 if type(error).__name__ == "Interrupted" else 1
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _refuse_empty(options: argparse.Namespace) -> None:
+    """An option with nothing in it is a mistake, often a variable of the shell that is not set, and no default."""
+    for name, given in vars(options).items():
+        if isinstance(given, str) and not given.strip():
+            raise ValueError(f"--{name} is empty; give a value, or leave the option out")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -40,6 +85,12 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--feedback", metavar="FILE", help="preferences in JSON Lines instead of simulated raters")
     demo.add_argument("--model", metavar="DIR_OR_NAME", help="any causal language model in the Hugging Face layout")
     demo.add_argument("--size", choices=("tiny", "small", "medium"), help="a model of our own (tiny is shipped)")
+    demo.add_argument(
+        "--skip-bad", action="store_true", help="leave out lines of FILE that cannot be used, and count them"
+    )
+    demo.add_argument("--last-turns", action="store_true", help="of a prompt that is too long keep the last turns")
+    demo.add_argument("--prompt-tokens", type=int, help="longest prompt in FILE (what the context leaves)")
+    demo.add_argument("--reply-tokens", type=int, default=64, help="longest reply; others are cut (64)")
     demo.add_argument("--labels", type=int, default=600, help="rankings to learn from (600; 2500 is the long version)")
     demo.add_argument("--iterations", type=int, default=60, help="PPO iterations (60)")
     demo.add_argument("--prompts", type=int, default=96, help="replies in one PPO iteration (96)")
@@ -99,11 +150,14 @@ def _demo(options: argparse.Namespace) -> None:
         raise ValueError("give either --model or --size")
     if options.feedback and not Path(options.feedback).is_file():
         raise ValueError(f"there is no file {options.feedback}; --feedback takes preferences in JSON Lines")
+    if not options.feedback and (options.skip_bad or options.last_turns or options.prompt_tokens is not None):
+        raise ValueError("--skip-bad, --last-turns and --prompt-tokens are about a file; name it with --feedback")
     source = options.model or options.size or "tiny"
-    sft = SFTConfig(seed=options.seed, steps=options.sft_steps)
-    reward = RewardConfig(seed=options.seed)
+    sft = SFTConfig(seed=options.seed, steps=options.sft_steps, max_new_tokens=options.reply_tokens)
+    reward = RewardConfig(seed=options.seed, max_new_tokens=options.reply_tokens)
     rlhf = RLHFConfig(
         seed=options.seed,
+        max_new_tokens=options.reply_tokens,
         iterations=options.iterations,
         prompts_per_iteration=options.prompts,
         minibatch_rows=min(RLHFConfig.minibatch_rows, options.prompts),
@@ -115,6 +169,9 @@ def _demo(options: argparse.Namespace) -> None:
     config = demo.DemoConfig(
         model=source,
         feedback=options.feedback,
+        prompt_tokens=options.prompt_tokens,
+        last_turns=options.last_turns,
+        skip_bad=options.skip_bad,
         labels=options.labels,
         evaluation_prompts=options.evaluation_prompts,
         texts=options.texts,
@@ -124,17 +181,17 @@ def _demo(options: argparse.Namespace) -> None:
         rlhf=rlhf,
     )
     device = _device(options)
-    out = demo.open_output(options.out, config, options.resume)
-    summary = demo.run_demo(config, out, **device)
+    folder = demo.open_output(options.out, config, options.resume)
+    summary, out = demo.run_demo(config, folder, **device), folder.path
     print("\n" + text_table(summary.reports))
     for label, difference in summary.differences.items():
         print(f"true reward, {label}: {format_interval(difference)} ({difference.verdict})")
     if summary.reward_model:
         print(_reward_line(summary.reward_model))
     for example in summary.examples:
-        print("\n" + " / ".join(_shown(turn.content) for turn in example.conversation))
+        print("\n" + " / ".join(printable(turn.content) for turn in example.conversation))
         for name, reply in example.replies.items():
-            print(f"  {MODEL_NAMES[name]:5} {_shown(reply)}")
+            print(f"  {MODEL_NAMES[name]:5} {printable(reply)}")
     print(f"\n{EXAMPLE_RULE}")
     print(
         f"\n{sum(summary.seconds.values()):.0f} s in all. Open {out / 'report.html'}; "
@@ -149,20 +206,18 @@ def _reward_line(quality: "RewardModelReport") -> str:
     return f"{line}; expected {quality.expected_accuracy:.1%}, where the best possible is {quality.ceiling:.1%}"
 
 
-def _shown(text: str) -> str:
-    """Text of a model or a person for a terminal: control characters are shown and not obeyed."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
 def _pretrain(options: argparse.Namespace) -> None:
     from rlhf_lab.demo import Interrupted
+    from rlhf_lab.models.language_model import trained_folder
     from rlhf_lab.recipes.pretrain import PretrainConfig, train_base_model
+    from rlhf_lab.training.folders import check_replaceable
     from rlhf_lab.worlds import town
 
     rate = {"tiny": PretrainConfig.learning_rate, "small": 1e-3, "medium": 6e-4}[options.size]
     config = PretrainConfig(size=options.size, seed=options.seed, learning_rate=rate)
-    config = replace(config, steps=options.steps or config.steps)
-    out = Path(options.out or ("runs/model" if options.size == "tiny" else f"runs/model-{options.size}"))
+    config = replace(config, steps=config.steps if options.steps is None else options.steps)
+    out = trained_folder(options.size) if options.out is None else Path(os.path.abspath(options.out))
+    check_replaceable(out)  # before the work
     checkpoint = out.with_name(out.name + ".checkpoint")
     result = train_base_model(town.documents(DOCUMENTS, seed=0), config, checkpoint=checkpoint, **_device(options))
     if result.interrupted:
@@ -176,19 +231,25 @@ def _pretrain(options: argparse.Namespace) -> None:
 
 def _corpus(options: argparse.Namespace) -> None:
     from rlhf_lab.training.files import write_text_atomic
+    from rlhf_lab.training.folders import RunFolder
     from rlhf_lab.worlds import town
 
-    out = Path(options.out)
-    write_text_atomic(out / "web.txt", "\n".join(town.documents(options.count, options.seed)) + "\n")
+    folder = RunFolder(options.out, "corpus")  # before the work
     pairs = [
         {"prompt": [asdict(turn) for turn in d.prompt], "completion": d.response}
         for d in town.demonstrations(4000, options.seed)
     ]
-    write_text_atomic(out / "demonstrations.jsonl", "".join(json.dumps(pair) + "\n" for pair in pairs))
+    files = {
+        "web.txt": town.documents(options.count, options.seed),
+        "demonstrations.jsonl": [json.dumps(pair) for pair in pairs],
+    }
     for split in ("train", "held_out"):
-        lines = [prompt.conversation[-1].content for prompt in town.prompts(split, 1000, options.seed)]
-        write_text_atomic(out / f"prompts_{split}.txt", "\n".join(lines) + "\n")
-    print(f"wrote web.txt, demonstrations.jsonl, prompts_train.txt and prompts_held_out.txt to {out}")
+        prompts = town.prompts(split, 1000, options.seed)
+        files[f"prompts_{split}.txt"] = [prompt.conversation[-1].content for prompt in prompts]
+    for name, lines in files.items():
+        with folder.writing(name) as path:
+            write_text_atomic(path, "\n".join(lines) + "\n")
+    print(f"wrote {', '.join(files)} to {options.out}")
 
 
 def _release(options: argparse.Namespace) -> None:
@@ -204,10 +265,11 @@ def _release(options: argparse.Namespace) -> None:
         print(f"Some chapters read ../data, and there is no {data}: copy {ROOT / 'data'} to it.", file=sys.stderr)
 
 
-def _doctor(options: argparse.Namespace) -> None:
+def _doctor(options: argparse.Namespace) -> int:
     from rlhf_lab import doctor
 
     print("\n".join(doctor.findings()))
+    return int(bool(doctor.problems()))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from rlhf_lab import __main__ as commands, demo
 from rlhf_lab.__main__ import main
 from rlhf_lab.classroom.metrics import METRICS_SCHEMA
 from rlhf_lab.feedback.events import read_events
-from rlhf_lab.models.language_model import load_language_model
+from rlhf_lab.models.language_model import MODEL_FOLDERS, load_language_model
 from rlhf_lab.models.reward_model import load_reward_model
 from rlhf_lab.recipes import rlhf, sft
 from rlhf_lab.recipes.pretrain import SIZES
@@ -70,6 +70,12 @@ def told(tmp_path_factory):
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert run("--out", out) == 0
     return out, printed.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def no_model_of_a_developer(tmp_path, monkeypatch):
+    """What `pretrain` once made in this checkout is not seen."""
+    monkeypatch.setitem(MODEL_FOLDERS, "small", [tmp_path / "runs" / "model-small"])
 
 
 @pytest.fixture
@@ -130,8 +136,9 @@ def test_nothing_is_overwritten_and_the_table_is_printed(finished, tmp_path, mon
     assert run("--out", finished) == 1
     assert "--resume" in capsys.readouterr().err
     monkeypatch.chdir(tmp_path)
-    assert [demo.open_output(None, demo.DemoConfig(), resume=False).name for _ in range(2)] == ["demo-1", "demo-2"]
-    assert demo.open_output(None, demo.DemoConfig(), resume=True).name == "demo-2"
+    (tmp_path / "runs" / "demo-old").mkdir(parents=True)
+    assert [demo.open_output(None, demo.DemoConfig(), resume=False).path.name for _ in "12"] == ["demo-1", "demo-2"]
+    assert demo.open_output(None, demo.DemoConfig(), resume=True).path.name == "demo-2"
 
 
 # -- stop and resume --------------------------------------------------------------------------------------------------
@@ -213,7 +220,7 @@ def test_feedback_of_another_world_gets_no_invented_truth(tmp_path):
 def test_feedback_is_split_by_prompt(tmp_path):
     prompts = [f"What is {i % 20} plus 1?" for i in range(60)]
     config = demo.DemoConfig(feedback=str(write_feedback(tmp_path / "f.jsonl", prompts)))
-    task = demo.file_task(config)
+    task = demo.file_task(config, load_language_model("tiny"))
     test = {comparison.prompt for comparison in task.test_preferences}
     assert len(test) == 2
     assert not test & {comparison.prompt for comparison in task.preferences}
@@ -261,7 +268,7 @@ BAD_FILES = {
         "line 2.*rejected",
     ),
     "equal.jsonl": ('{"prompt": "a", "chosen": "b", "rejected": "b"}\n', "line 1"),
-    "broken.jsonl": ('{"prompt": \n', "line 1"),
+    "broken.jsonl": ('{"prompt": "a", "chosen": }\n{"prompt": "a", "chosen": "b", "rejected": "c"}\n', "line 1"),
     "one.jsonl": ('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', "at least 2"),
     "long.jsonl": (
         json.dumps({"prompt": "very " * 400, "chosen": "b", "rejected": "c"})
@@ -310,12 +317,11 @@ def test_a_run_that_could_not_start_is_nothing_to_resume(tmp_path, monkeypatch, 
     for arguments in (["--size", "small"], ["--model", "no/such/model"], ["--feedback", file]):
         assert run(*arguments) == 1
     assert list(tmp_path.glob("runs/*")) == []
-    (begun := tmp_path / "out").mkdir()
-    for name in ("config.json", "sft.checkpoint"):
-        (begun / name).write_text("{}")
-    with pytest.raises(OSError, match="gone"), demo.taken_back_if_it_fails(begun):
+    demo.open_output(begun := tmp_path / "out", demo.DemoConfig(), resume=False)
+    resumed = demo.open_output(begun, demo.DemoConfig(), resume=True)
+    with pytest.raises(OSError, match="gone"), demo.taken_back_if_it_fails(resumed):
         raise OSError("gone")
-    assert len(list(begun.iterdir())) == 2
+    assert (begun / "config.json").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_said_before_anything_is_trained(tmp_path, monkeypatch, capsys):

@@ -24,9 +24,9 @@ CHECKS = ("whole_story", "decisions", "policy_gradient", "values", "advantage", 
 ORDER = [
     ("", ["records"]),
     ("maths", ["tensors", "returns", "kl", "objectives", "preferences", "mdp", "exact", "intervals"]),
-    ("training", ["configs", "files", "history", "randomness", "optimisers", "steps"]),
-    ("models", ["language_model", "tokens", "scoring", "reward_model", "policies"]),
-    ("feedback", ["lines", "formats", "events"]),
+    ("training", ["printing", "configs", "files", "folders", "history", "randomness", "optimisers", "steps"]),
+    ("models", ["architectures", "foreign", "language_model", "tokens", "scoring", "reward_model", "policies"]),
+    ("feedback", ["lines", "dialogue", "fields", "formats", "fitting", "events"]),
     ("worlds.town", ["facts", "sentences", "questions", "skills", "corpus", "oracle", "raters", "__init__"]),
     ("worlds", ["envs"]),
     ("experience", ["rollouts", "episodes", "collect", "invariants", "rewards", "updates"]),
@@ -37,7 +37,8 @@ ORDER = [
     ("classroom.checks", ["comparing", "clipped_losses", CHECKS]),
     ("classroom.clinic", ["songs", "parts", "oracles", "faults", "cases", ("experience_cases", "update_cases")]),
     ("classroom.clinic", ["runs", "ward", "grading", "agent", "agent_checks", "exercises", "__init__"]),
-    ("", ["demo", "doctor", "__main__"]),
+    ("demo", ["task", "output", "__init__"]),
+    ("", ["doctor", "__main__"]),
 ]
 PUBLIC = "__init__"  # of the package itself: the roof, which names everything and loads nothing
 LIGHT = ("records", "maths", "training")  # these load nothing that is
