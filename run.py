@@ -251,7 +251,8 @@ def ensure_environment(extra):
 def environment(**extra):
     """The variables of every child: this environment first on the path, same hash seed, few threads.
 
-    The models are small, so more than four threads cost more in waiting than they save.
+    The models are small, so more than four threads cost more in waiting than they save. Those that wait spin for a
+    moment and then sleep, as `rlhf_lab/__init__.py` says why.
     """
     env = dict(os.environ)
     env.pop("PYTHONHOME", None)
@@ -262,6 +263,8 @@ def environment(**extra):
     if "PYTHONIOENCODING" in env:  # what it cannot show is written as an escape
         env["PYTHONIOENCODING"] = env["PYTHONIOENCODING"].split(":")[0] + ":backslashreplace"
     env.setdefault("OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1)))
+    if "OMP_WAIT_POLICY" not in env:
+        env.setdefault("GOMP_SPINCOUNT", "1000")
     env.update(extra)
     return env
 

@@ -540,3 +540,18 @@ def test_a_missing_browser_fails_only_under_ci(monkeypatch, ci, outcome):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(outcome, match="no chromium"):
         conftest.require_chromium()
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
+)
+def test_threads_that_wait_do_not_hold_their_core(run, monkeypatch, given, spins):
+    """In a child of run.py, and in a program that imports the library before torch."""
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert run.environment().get("GOMP_SPINCOUNT") == spins
+    code = "import os, rlhf_lab; print(os.environ.get('GOMP_SPINCOUNT'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == str(spins)
