@@ -24,7 +24,7 @@ from typing import Any
 __version__ = "0.1.0.dev0"
 
 # Threads of PyTorch that wait spin for a moment and then sleep. As it comes they spin far longer, and on a machine that
-# does other work too sampling and training then take two to three times as long (`python run.py bench threads`). This is
+# does other work too sampling and training then take two to three times as long: `python run.py bench threads`. It is
 # read when torch is loaded, so a notebook that imports torch first keeps what it has.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
