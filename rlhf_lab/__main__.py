@@ -135,7 +135,7 @@ def _device(options: argparse.Namespace) -> dict:
         torch.empty(1, device=options.device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {options.device!r} is not available here; use --device cpu") from error
-    name = options.precision or ("float32" if options.device == "cpu" else "bfloat16")
+    name = options.precision or ("float32" if torch.device(options.device).type == "cpu" else "bfloat16")
     return {"device": options.device, "precision": getattr(torch, name)}
 
 
@@ -230,10 +230,12 @@ def _pretrain(options: argparse.Namespace) -> None:
 
 
 def _corpus(options: argparse.Namespace) -> None:
+    from rlhf_lab.training.configs import require
     from rlhf_lab.training.files import write_text_atomic
     from rlhf_lab.training.folders import RunFolder
     from rlhf_lab.worlds import town
 
+    require(options.count >= 1, "--count", options.count, "at least 1 document")
     folder = RunFolder(options.out, "corpus")  # before the work
     pairs = [
         {"prompt": [asdict(turn) for turn in d.prompt], "completion": d.response}

@@ -102,7 +102,7 @@ def _refuse_more_than(item: Mapping, read: set[str]) -> None:
 
 def says_nothing(value: object) -> bool:
     """Whether a field may be passed over unread: null, a number, true or false, or empty."""
-    blank = isinstance(value, str) and not value.strip()
+    blank = isinstance(value, str) and value.strip() in ("", "[]", "{}", "null", "None")
     return blank or value is None or isinstance(value, Real) or (isinstance(value, Sized) and not len(value))
 
 

@@ -117,7 +117,7 @@ def save_llama(folder):
             show_progress=False,
         ),
     )
-    # As the tokenizers of this family do: a plain call puts <s> in front, which no part of a chat may have.
+    # As the tokenizers of this family do: a plain call puts <s> in front, of which a chat has one and no more.
     unigram.post_processor = tokenizers.processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", unigram.token_to_id("<s>"))]
     )

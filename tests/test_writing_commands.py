@@ -368,3 +368,26 @@ def test_a_held_out_reply_may_be_long(tmp_path, monkeypatch):
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.setattr(demo, "train_rlhf", interrupted)
     assert main([*DEMO, "--feedback", "mine.jsonl", "--out", "out"]) == 130
+
+
+@pytest.mark.parametrize("name", ["config.json", "inputs.json"])
+def test_a_deleted_note_of_what_the_run_was_made_from_is_not_made_anew(name, copied, capsys):
+    (copied / "out" / name).unlink()
+    assert main([*RESUME, "--precision", "bfloat16"]) == 1
+    said = one_line(capsys)
+    assert name in said
+    assert "name another folder with --out" in said
+    assert not (copied / "out" / name).exists()
+
+
+def test_a_run_is_not_given_another_config_by_its_path(copied):
+    from rlhf_lab.training.folders import OutputError
+
+    with pytest.raises(OutputError, match="other options"):
+        demo.run_demo(demo.DemoConfig(feedback="mine.jsonl", seed=7), copied / "out")
+
+
+def test_a_corpus_has_documents(tmp_path, capsys):
+    assert main(["corpus", "--count", "0", "--out", "out"]) == 1
+    assert "--count is 0" in one_line(capsys)
+    assert not (tmp_path / "out").exists()

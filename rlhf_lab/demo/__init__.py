@@ -17,7 +17,7 @@ import torch
 from rlhf_lab.classroom.metrics import write_metrics
 from rlhf_lab.classroom.report import write_report
 from rlhf_lab.classroom.summary import RunSummary, choose_examples
-from rlhf_lab.demo.output import KIND, check_inputs, open_output, taken_back_if_it_fails
+from rlhf_lab.demo.output import check_inputs, open_output, taken_back_if_it_fails
 from rlhf_lab.demo.task import DemoConfig, Task, file_task, town_task
 from rlhf_lab.evaluation.policies import ModelReport, evaluate_model, true_rewards
 from rlhf_lab.evaluation.reward_models import RewardModelReport, reward_model_report
@@ -33,7 +33,7 @@ from rlhf_lab.recipes.rlhf import train_rlhf
 from rlhf_lab.recipes.sft import train_sft
 from rlhf_lab.records import Conversation
 from rlhf_lab.training.files import write_text_atomic
-from rlhf_lab.training.folders import RunFolder
+from rlhf_lab.training.folders import RunFolder, read_mark
 from rlhf_lab.training.history import History, Result
 from rlhf_lab.training.printing import printable
 from rlhf_lab.training.randomness import generator_for
@@ -133,7 +133,9 @@ def run_demo(
         Interrupted: after Ctrl-C, once what was done is saved.
         ValueError, OSError: bad input; one line with a remedy.
     """
-    shop = Workshop(out if isinstance(out, RunFolder) else RunFolder(out, KIND), device, precision)
+    if not isinstance(out, RunFolder):
+        out = open_output(out, config, resume=read_mark(Path(out)) is not None)
+    shop = Workshop(out, device, precision)
     with taken_back_if_it_fails(shop.folder):
         base = load_language_model(config.model, device, precision)
         check_inputs(shop.folder, config, base)

@@ -12,6 +12,7 @@ from rlhf_lab.training.files import fingerprint, write_text_atomic
 from rlhf_lab.training.folders import OutputError, RunFolder, checksum, newest_folder, next_folder, read_mark
 
 KIND = "demo"  # of folder
+ELSEWHERE = "what the run was made from is not known any more, so name another folder with --out"
 
 
 def open_output(out: str | Path | None, config: DemoConfig, resume: bool) -> RunFolder:
@@ -45,8 +46,10 @@ def _resumed(out: Path, config: DemoConfig) -> RunFolder:
     if read_mark(out) is None:
         raise OutputError(f"{out} holds no run to resume; leave out --resume, or name the folder with --out")
     folder = RunFolder(out, KIND)
-    if not folder.has("config.json"):
+    if folder.files.get("config.json") is None:
         raise OutputError(f"{out} is a run that never began; delete it, and leave out --resume")
+    if not folder.has("config.json", ELSEWHERE):
+        raise OutputError(f"{out} lacks its config.json; {ELSEWHERE}")
     there, here = json.loads((out / "config.json").read_text()), json.loads(_as_json(config))
     if there != here:
         raise OutputError(
@@ -76,9 +79,11 @@ def check_inputs(folder: RunFolder, config: DemoConfig, base: LanguageModel) -> 
         "the tokenizer": fingerprint(vocabulary),
         "the precision": str(base.precision),
     }
-    if not folder.has("inputs.json"):
+    if folder.files.get("inputs.json") is None:
         with folder.writing("inputs.json") as path:
             write_text_atomic(path, json.dumps(here, indent=2) + "\n")
+    if not folder.has("inputs.json", ELSEWHERE):
+        raise OutputError(f"{folder.path} lacks its inputs.json; {ELSEWHERE}")
     there = json.loads((folder.path / "inputs.json").read_text())
     if different := [name for name in here if there[name] != here[name]]:
         raise OutputError(

@@ -14,8 +14,13 @@ LINE_END = r"(?:\r\n|\r(?!\n)|\n)"
 TURN = re.compile(rf"(?:\A|{LINE_END}[ \t]*{LINE_END})[ \t]*(Human|Assistant):")  # at the start or after an empty line
 LABEL = re.compile(rf"(?:\A|{LINE_END})[ \t]*(Human|Assistant):")  # at the start of any line
 # How texts of other formats begin: with a speaker who is answered, a mark of a chat template, or a list in JSON.
-ASKING = re.compile(r"\W{0,8}(?:human|user|prompter|instruction)\W{0,4}:", re.IGNORECASE)
-ANSWERING = re.compile(r"\b(?:assistant|ai|bot|chatbot|gpt|chatgpt|response)\W{0,4}:", re.IGNORECASE)
+ASKING = re.compile(r"\W{0,8}(?:human|user|prompter|instruct|instruction)\W{0,4}:", re.IGNORECASE)
+ANSWERING = re.compile(r"\b(?:assistant|ai|bot|chatbot|gpt|chatgpt|response|output)\W{0,4}:", re.IGNORECASE)
+LATER = re.compile(
+    rf"(?:{LINE_END}\W{{0,8}}(?:User|Human|Instruction):.*{LINE_END}\W{{0,8}}(?:Assistant|Response):|\bUSER:.*\bASSISTANT:)",
+    re.DOTALL,
+)
+MARKS = re.compile(r"<[|｜](?:im_start|start_header_id|START_OF_TURN_TOKEN)[|｜]>|\[INST\]|<start_of_turn>")
 LETTERS = re.compile(rf"H:.*{LINE_END}A:", re.DOTALL)
 TEMPLATE = re.compile(r"(?:<s>|<bos>)?\s*(?:<[|｜][^\s>]+[|｜]>|\[INST\]|<<SYS>>|<start_of_turn>)")
 LIST = re.compile(r"""\[\s*\{\s*['"](?:role|content|from|value)['"]\s*:""")
@@ -63,4 +68,4 @@ def begins_dialogue(text: str) -> bool:
 
 def _is_other_dialogue(text: str) -> bool:
     both = SPEAKERS.keys() <= set(LABEL.findall(text)) or (ASKING.match(text) and ANSWERING.search(text))
-    return bool(both or LETTERS.match(text) or begins_dialogue(text))
+    return bool(both or LETTERS.match(text) or LATER.search(text) or MARKS.search(text) or begins_dialogue(text))

@@ -22,13 +22,17 @@ def _words(name: object) -> set[str]:
 # Words in the names of fields. A reply may depend on what is in the context: it is never passed over. Notes, which are,
 # say where a line comes from or what somebody thought of it.
 CONTEXT = _words(
-    "message messages conversation conversations dialog dialogs dialogue dialogues chat history context contexts "
-    "passage passages document documents tool tools function functions image images video videos audio audios"
+    "message messages conversation conversations conv dialog dialogs dialogue dialogues chat history context contexts "
+    "turn turns trajectory thread shot shots examples passage passages document documents article articles post body "
+    "paragraph paragraphs abstract story premise hypothesis choices options knowledge evidence facts background "
+    "tool tools function functions prompt prompts question query instruction instructions input system developer "
+    "persona"
 )
+MEDIA = _words("image images picture pictures video videos audio audios")  # also the address of one
 NOTES = _words(
     "id uuid source origin dataset subset split model score rating rationale reason margin label lang language url "
     "date time timestamp created type category tag tags author annotator comment note notes license meta metadata "
-    "version chosen rejected"
+    "version chosen rejected hash title name template index rank level difficulty quality domain task length count"
 )
 
 
@@ -67,15 +71,29 @@ def refuse_half_characters(record: dict) -> None:
             raise BadLine(field, problem, "Write the character anew, or remove it")
 
 
-def refuse_unread(record: dict, used: Sequence[str], read: Sequence[str]) -> None:
-    """Refuse a field that a reply may depend on, unless it repeats a field that was used or a text that was read."""
+def refuse_unread(record: dict, used: Sequence[str], prompt: Conversation, replies: Sequence[str]) -> None:
+    """Refuse a field that a reply may depend on, unless it repeats what is in the prompt, or messages that were read.
+
+    What stands in a reply alone is no repetition: the context that a reply quotes is not in the prompt.
+    """
+    asked = [message.content for message in prompt]
     for name, value in record.items():
         if name in used or says_nothing(value) or not _carries_meaning(name):
             continue
-        said_once_more = isinstance(value, str) and any(value.strip() in text for text in read)
-        if not said_once_more and not (isinstance(value, list) and value in [record.get(field) for field in used]):
+        said_once_more = isinstance(value, str) and (
+            any(value.strip() in text for text in asked) or (name == "completion" and value in replies)
+        )
+        if not said_once_more and not _repeats(value, {*asked, *replies}, [record.get(field) for field in used]):
             remedy = "Write it into the prompt, or remove it if no reply depends on it"
             raise BadLine(str(name), f"got {short(value)}, which would not be read", remedy)
+
+
+def _repeats(value: object, texts: set[str], fields: Sequence[object]) -> bool:
+    """Whether a list is that of a field that was used, or holds messages of texts that were read and nothing else."""
+    if not isinstance(value, list):
+        return False
+    messages = [item.get("content") for item in value if isinstance(item, Mapping) and {*item} == {"role", "content"}]
+    return value in fields or (len(messages) == len(value) and all(text in texts for text in messages))
 
 
 def refuse_another_prompt(record: dict) -> None:
@@ -90,7 +108,8 @@ def refuse_another_prompt(record: dict) -> None:
 
 def _carries_meaning(name: object) -> bool:
     words = _words(name)
-    return str(name).lower() in (*PROMPTS, *SYSTEMS, "completion") or bool(CONTEXT & words and not NOTES & words)
+    named = str(name).lower() in (*PROMPTS, *SYSTEMS, "completion")
+    return named or bool(MEDIA & words or (CONTEXT & words and not NOTES & words))
 
 
 def _names_only(value: object) -> bool:

@@ -185,7 +185,7 @@ def _demonstration(record: dict) -> Demonstration:
         response = _answer("completion", record["completion"], prompt, in_turns)
         used = [field, "completion"]
     prompt = after_system(record, prompt)
-    refuse_unread(record, used, [*(message.content for message in prompt), response])
+    refuse_unread(record, used, prompt, (response,))
     return Demonstration(prompt, response)
 
 
@@ -204,7 +204,7 @@ def _comparison(record: dict) -> Comparison:
     if chosen == rejected:
         raise _equal(chosen)
     prompt = after_system(record, prompt)
-    refuse_unread(record, [field, "chosen", "rejected"], [*(m.content for m in prompt), chosen, rejected])
+    refuse_unread(record, [field, "chosen", "rejected"], prompt, (chosen, rejected))
     return Comparison(prompt, chosen, rejected, *_judge(record))
 
 

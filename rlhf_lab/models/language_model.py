@@ -7,7 +7,7 @@ import copy
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ class LanguageModel:
         """Write weights (safetensors) and tokenizer in the Hugging Face layout, all or nothing.
 
         Args:
-            folder: its final name; what was there is replaced.
+            folder: its final name; a model that was saved there by this library is replaced, and nothing else.
             half: store float16, half the size; loading gives float32 again.
 
         Raises:
@@ -178,25 +178,36 @@ def check_precision(precision: torch.dtype) -> None:
 # ---- the chat format -----------------------------------------------------------------------------------------
 
 _ASK, _REPLY = Message("user", "Where is the zoo?"), Message("assistant", "By the river.")
-_CHATS = ((_ASK,), (_ASK, _REPLY), (_ASK, _REPLY, _ASK), (Message("system", "Be kind."), _ASK))
+_SYSTEM = Message("system", "Be kind.")
+# Some templates want a system's message, and some show the end of a turn only where another follows.
+_ANSWERED = ((_ASK, _REPLY), (_SYSTEM, _ASK, _REPLY), (_ASK, _REPLY, _ASK))
+_CHATS = ((_ASK,), (_ASK, _REPLY), (_ASK, _REPLY, _ASK), (_SYSTEM, _ASK))
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token with which the chat template ends an assistant's turn: the first special one after its text.
 
-    It is the eos token where the template writes none there, or allows no such conversation. Models for chats often
+    It is the eos token where the template writes none there. Models for chats often
     have another eos, with which whole documents ended.
 
     Raises:
         ModelError: a chat template that cannot be used.
     """
-    written = _written(tokenizer, (_ASK, _REPLY), add_generation_prompt=False) or ""
-    _, found, rest = written.rpartition(_REPLY.content)
     added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special or token.content.strip()}
     never = {tokenizer.bos_token_id, tokenizer.unk_token_id} - {tokenizer.eos_token_id}
     ends = (added | set(tokenizer.all_special_ids)) - never
-    ids = tokenizer(rest, add_special_tokens=False)["input_ids"] if found else []
-    return next((i for i in ids if i in ends), tokenizer.eos_token_id)
+    for chat in _ANSWERED:
+        with nullcontext() if chat is _ANSWERED[0] else suppress(ModelError):
+            written = _written(tokenizer, chat, add_generation_prompt=False) or ""
+        opening, found, rest = written.partition(_REPLY.content)
+        between, asked_again, _ = rest.partition(_ASK.content)
+        begins = opening.partition(_ASK.content)[0].strip()
+        if not found or (asked_again and begins.endswith(between.strip())):
+            continue  # refused; or what follows the reply is how the user's turn begins, and no end
+        ids = tokenizer(between, add_special_tokens=False)["input_ids"]
+        if end := [i for i in ids if i in ends]:
+            return end[0]
+    return tokenizer.eos_token_id
 
 
 def _written(tokenizer: PreTrainedTokenizerBase, chat: Conversation, add_generation_prompt: bool = True) -> str | None:
@@ -375,6 +386,7 @@ def _load_config(folder: Path, kind: AutoModelKind) -> PreTrainedConfig:
     except Exception as error:
         raise config_error(folder, in_one_line(error)) from error
     use_own_attention(config)
+    config.return_dict = True  # outputs have names here
     classes: Any = kind._model_mapping
     wanted = classes[type(config)].__name__ if type(config) in classes else None
     found = config.architectures or [wanted or config.model_type]

@@ -22,6 +22,7 @@ from rlhf_lab.models.language_model import (
     LanguageModel,
     ModelError,
     autocast,
+    check_precision,
     find_model,
     load_model,
     load_tokenizer,
@@ -120,7 +121,7 @@ class RewardModel:
         """Write in the Hugging Face layout, all or nothing; mean and scale of the scores go into config.json.
 
         Args:
-            folder: its final name; what was there is replaced.
+            folder: its final name; a model that was saved there by this library is replaced, and nothing else.
             half: store float16, half the size; loading gives float32 again.
 
         Raises:
@@ -235,6 +236,7 @@ def load_reward_model(
 
     Chapter 09.
     """
+    check_precision(precision)
     folder = find_model(folder)
     with suppress(Exception):  # load_model says what is wrong with a config
         ensure_classifier(AutoConfig.from_pretrained(folder, trust_remote_code=False))

@@ -8,6 +8,7 @@ import glob
 import hashlib
 import io
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
@@ -50,9 +51,10 @@ def sweep(path: Path) -> None:
     Whether a process lives can be asked on POSIX only; elsewhere everything stays.
     """
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.rlhf_lab.*") if os.name == "posix" else ():
-        process, _, end = left.name[len(path.name) + 2 :].split(".")
-        if not process.isdigit() or int(process) == os.getpid() or _lives(int(process)):
+        named = re.fullmatch(r"(\d+)\.rlhf_lab\.(tmp|old)", left.name[len(path.name) + 2 :])
+        if named is None or int(named[1]) == os.getpid() or _lives(int(named[1])):
             continue
+        end = named[2]
         if end == "old" and not path.exists():
             os.replace(left, path)
         elif left.is_dir():
@@ -77,7 +79,7 @@ def write_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
     Raises:
         SaveError: disk full, read-only folder, ...; `path` is then as it was.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # a link stays, and what it points to is written
     temporary = temporary_name(path)
     with explained(path):
         try:

@@ -34,8 +34,8 @@ def checksum(path: Path) -> str:
 
 
 def contents(folder: Path) -> list[str]:
-    """Names of all files and links below a folder, in order, without our list."""
-    paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    """Names of all files, links and empty folders below a folder, in order, without our list."""
+    paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir() or not any(path.iterdir()))
     return sorted(name for name in (path.relative_to(folder).as_posix() for path in paths) if name != MARK)
 
 
@@ -75,8 +75,8 @@ def _is_as_noted(path: Path, noted: str) -> bool:
     return not path.is_file() or checksum(path) == noted
 
 
-def check_replaceable(folder: Path) -> None:
-    """Nothing, or a whole folder of this program's with nothing else in it, may be replaced.
+def check_replaceable(folder: Path, kind: str = "model") -> None:
+    """Nothing, or a whole folder of this program's of the same kind with nothing else in it, may be replaced.
 
     Raises:
         OutputError: something else is there; names a file.
@@ -85,7 +85,16 @@ def check_replaceable(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise OutputError(f"{folder} is there and is no folder; name another one")
-    files = (read_mark(folder) or {"files": {}})["files"]
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise OutputError(f"{folder} holds the working folder, so it cannot be replaced; name another one")
+    mark = read_mark(folder)
+    if mark is None and (foreign := next(folder.iterdir(), None)):
+        raise OutputError(
+            f"{folder} holds {foreign.name}, which this program did not write; name an empty or new folder"
+        )
+    if mark is not None and mark["kind"] != kind:
+        raise OutputError(f"{folder} holds a {mark['kind']}, and this would be a {kind}; name another folder")
+    files = mark["files"] if mark else {}
     for name in contents(folder):
         if name not in files:
             raise OutputError(f"{folder} holds {name}, which this program did not write; name an empty or new folder")
@@ -105,10 +114,10 @@ def new_folder(path: str | Path, kind: str = "model") -> Iterator[Path]:
         SaveError: as `write_atomic`.
     """
     given, path = Path(path), Path(os.path.realpath(path))
-    temporary, old = temporary_name(path), temporary_name(path, "old")
     with explained(path):
+        check_replaceable(given, kind)
         sweep(path)
-        check_replaceable(given)
+        temporary, old = temporary_name(path), temporary_name(path, "old")
         try:
             temporary.mkdir(parents=True)
             yield temporary
@@ -124,6 +133,7 @@ def new_folder(path: str | Path, kind: str = "model") -> Iterator[Path]:
 def _swap(new: Path, path: Path, old: Path) -> None:
     replaces = path.exists()
     if replaces:
+        shutil.copymode(path, new)
         os.replace(path, old)
     try:
         os.replace(new, path)
@@ -179,7 +189,7 @@ class RunFolder:
         except FileExistsError:
             raise OutputError(f"{self.path} is in use by another program; name another folder") from None
 
-    def has(self, name: str) -> bool:
+    def has(self, name: str, remedy: str = "delete it to make it again") -> bool:
         """Whether `name` is there and as it was written; False where it was not finished or was deleted.
 
         Raises:
@@ -189,7 +199,7 @@ class RunFolder:
         if noted is None or not path.exists():
             return False
         if checksum(path) != noted:
-            raise OutputError(f"{path} is damaged, or was changed since it was saved; delete it to make it again")
+            raise OutputError(f"{path} is damaged, or was changed since it was saved; {remedy}")
         return True
 
     def claim(self, name: str) -> Path:

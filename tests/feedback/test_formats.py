@@ -22,6 +22,7 @@ from rlhf_lab.feedback.lines import BadLine, FeedbackError
 from rlhf_lab.records import Comparison, Demonstration, Message, Ranking, as_conversation
 
 USER = {"role": "user", "content": "Hi"}
+ANOTHER = {"role": "user", "content": "Bye"}
 BAD_REPLY = {"role": "assistant", "content": "Go away."}
 GOOD_REPLY = {"role": "assistant", "content": "Hello."}
 
@@ -309,7 +310,11 @@ BAD = {
     ),
     "input beside a prompt": (GOOD | {"input": "a table"}, "input", "Write it into the prompt, or remove it"),
     "history": (GOOD | {"history": [["Hi", "Ho"]]}, "history", "which would not be read"),
-    "other messages": (GOOD | {"messages": [USER]}, "messages", "which would not be read"),
+    "other messages": (GOOD | {"messages": [ANOTHER]}, "messages", "which would not be read"),
+    "a context that a reply quotes": (GOOD | {"context": GOOD["chosen"]}, "context", "which would not be read"),
+    "another system text": (GOOD | {"systemPrompt": "In French."}, "systemPrompt", "which would not be read"),
+    "an article": (GOOD | {"article": "Ice is cold."}, "article", "which would not be read"),
+    "an image by its address": (GOOD | {"image_url": "https://a.b/c.png"}, "image_url", "which would not be read"),
     "context": (GOOD | {"contextText": "Ice is cold."}, "contextText", "which would not be read"),
     "tools": (GOOD | {"tools": [{"name": "search"}]}, "tools", "which would not be read"),
     "images": (GOOD | {"images": ["zoo.png"]}, "images", "which would not be read"),
@@ -608,3 +613,30 @@ def test_a_row_that_cannot_be_used_is_named(take, row, message):
     with pytest.raises(ValueError, match=message) as error:
         take([row])
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "A chat between a user and an assistant. USER: Capital? ASSISTANT:",
+        "System: Be kind.\n\nUser: Hi\n\nAssistant:",
+        "Below is an instruction.\n\n### Instruction:\nCapital?\n\n### Response:\n",
+        "Be kind\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n",
+        "<BOS_TOKEN><|START_OF_TURN_TOKEN|><|USER_TOKEN|>Hi",
+        "Instruct: Hi\nOutput:",
+    ],
+)
+def test_a_dialogue_of_another_format_is_seen_behind_its_beginning(prompt, tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps({"prompt": prompt, "chosen": "Paris.", "rejected": "Rome."}))
+    with pytest.raises(FeedbackError, match="looks like a dialogue that cannot be taken apart"):
+        read_preferences(path)
+
+
+def test_what_repeats_the_row_or_says_nothing_is_passed_over(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    row = {"prompt": "Capital?", "chosen": "Paris.", "rejected": "Rome.", "tools": "[]", "history": "null"}
+    row |= {"conversation_hash": "ab12", "document_title": "France and its towns"}
+    row |= {"messages": [{"role": "user", "content": "Capital?"}, {"role": "assistant", "content": "Paris."}]}
+    path.write_text(json.dumps(row))
+    assert read_preferences(path)[0].chosen == "Paris."

@@ -495,3 +495,33 @@ def test_a_changed_bit_in_the_shipped_model_is_found(tmp_path):
         load_language_model(tmp_path / "model")
     (tmp_path / "model" / "rlhf_lab.json").unlink(missing_ok=True)
     assert load_language_model(tmp_path / "model")  # who changes a model on purpose says so
+
+
+CHATML = "{{ '<|im_start|>' + m.role + '\\n' + m.content }}"
+OPEN_ENDS = {  # each ends an assistant's turn with <|im_end|>, and none shows it after a question and a reply alone
+    "wants a system's message": "{% if messages[0].role != 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    "{% for m in messages %}" + CHATML + "{{ '<|im_end|>\\n' }}{% endfor %}",
+    "ends with the user's": "{% if messages[-1].role != 'user' %}{{ raise_exception('not the user') }}{% endif %}"
+    "{% for m in messages %}" + CHATML + "{{ '<|im_end|>\\n' }}{% endfor %}",
+    "the last turn is open": "{% for m in messages %}" + CHATML
+    + "{% if not loop.last %}{{ '<|im_end|>\\n' }}{% endif %}{% endfor %}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OPEN_ENDS)
+def test_an_end_that_some_conversations_do_not_show_is_found(kind, tmp_path):
+    save_gpt2(tmp_path)
+    lm = load_language_model(tmp_path)
+    lm.tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    lm.model.resize_token_embeddings(len(lm.tokenizer))
+    lm.tokenizer.chat_template = OPEN_ENDS[kind]
+    assert lm.tokenizer.convert_ids_to_tokens(wrap_model(lm.model, lm.tokenizer).end_id) == "<|im_end|>"
+
+
+def test_how_the_next_turn_begins_is_no_end(tmp_path):
+    save_gpt2(tmp_path)
+    lm = load_language_model(tmp_path)
+    lm.tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    lm.model.resize_token_embeddings(len(lm.tokenizer))
+    lm.tokenizer.chat_template = "{% for m in messages %}" + CHATML + "{% endfor %}"
+    assert wrap_model(lm.model, lm.tokenizer).end_id == lm.tokenizer.eos_token_id

@@ -167,3 +167,47 @@ def test_a_checksum_of_a_folder_knows_names_and_contents(tmp_path):
     assert json.loads((tmp_path / "a" / MARK).read_text())["files"] == {
         "part/file": checksum(tmp_path / "a" / "part" / "file")
     }
+
+
+def test_another_name_with_dots_is_nobody_to_sweep(tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    others = [f".place.v2.{child.pid}.rlhf_lab.tmp", f".place.{child.pid}.rlhf_lab.keep"]
+    for name in others:
+        (tmp_path / name).mkdir()
+    save(tmp_path / "place")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["place", *others])
+
+
+def test_a_refused_save_loses_no_folder_that_was_moved_aside(tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    save(aside := tmp_path / f".place.{child.pid}.rlhf_lab.old")
+    (tmp_path / "place").mkdir()
+    foreign_file(tmp_path / "place")
+    with pytest.raises(OutputError):
+        save(tmp_path / "place")
+    assert (aside / "part" / "file").exists()
+
+
+def test_another_kind_an_empty_folder_and_the_working_folder_are_not_replaced(tmp_path, monkeypatch):
+    with RunFolder(tmp_path / "corpus", "corpus").writing("web.txt") as path:
+        path.write_text("text")
+    with pytest.raises(OutputError, match="holds a corpus, and this would be a model"):
+        save(tmp_path / "corpus")
+    save(tmp_path / "place")
+    (tmp_path / "place" / "notes").mkdir()
+    with pytest.raises(OutputError, match="notes, which this program did not write"):
+        save(tmp_path / "place")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for path in (".", "..", "/"):
+        with pytest.raises(OutputError, match="working folder"):
+            save(path)
+
+
+def test_a_private_folder_stays_private(tmp_path):
+    save(tmp_path / "place")
+    (tmp_path / "place").chmod(0o700)
+    save(tmp_path / "place")
+    assert (tmp_path / "place").stat().st_mode & 0o777 == 0o700
