@@ -1,5 +1,6 @@
 """What all tests share: one thread, no hub, two small unlike models, and a browser that CI must have."""
 
+import copy
 import os
 import shutil
 import string
@@ -61,6 +62,17 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+
+
+def with_format(lm, template=CHAT_TEMPLATE, **tokens):
+    """The model with another chat template and other special tokens."""
+    from rlhf_lab.models.language_model import wrap_model
+
+    tokenizer = copy.deepcopy(lm.tokenizer)
+    tokenizer.chat_template = template
+    for name, token in tokens.items():
+        setattr(tokenizer, name, token)
+    return wrap_model(lm.model, tokenizer)
 
 
 def save_gpt2(folder):

@@ -76,3 +76,19 @@ class Played(gymnasium.Env):
 def last_bit(observations):
     """An action that follows from what is seen."""
     return (observations.sum(-1) * 7).long() % 2
+
+
+def closing(kind):
+    """The environment as a class, and everything of it that was closed, in order."""
+    closed = []
+
+    class Closing(kind):
+        def close(self):
+            closed.append(self)
+
+    return Closing, closed
+
+
+def broken(policy):
+    """An `evaluate` that fails."""
+    raise KeyError("evaluate")

@@ -8,7 +8,7 @@ that ends a reply belongs to the tokens and not to the text: decoding takes it o
 an assistant's turn that is written with it, as some files have it, gets no second one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -99,6 +99,11 @@ def encode_responses(lm: LanguageModel, texts: Sequence[str], max_tokens: int | 
     bare = [_without_end(lm, text) for text in texts]
     rows = lm.tokenizer(bare, add_special_tokens=False)["input_ids"] if bare else []
     return [(row + [lm.end_id])[:max_tokens] for row in rows]
+
+
+def count_cut(lm: LanguageModel, rows: Iterable[Sequence[int]]) -> int:
+    """How many rows of `encode_responses` were cut: they have no end token."""
+    return sum(row[-1] != lm.end_id for row in rows)
 
 
 def decode_responses(lm: LanguageModel, response_ids: Tensor, mask: Tensor) -> list[str]:

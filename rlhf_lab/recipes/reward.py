@@ -19,7 +19,7 @@ from rlhf_lab.feedback.formats import as_preferences
 from rlhf_lab.maths.preferences import accuracy, bradley_terry_loss, expected_accuracy, plackett_luce_loss
 from rlhf_lab.models.language_model import LanguageModel
 from rlhf_lab.models.reward_model import RewardModel
-from rlhf_lab.models.tokens import TokenBatch, encode_prompts, encode_responses, make_batch
+from rlhf_lab.models.tokens import TokenBatch, count_cut, encode_prompts, encode_responses, make_batch
 from rlhf_lab.records import Comparison, Ranking
 from rlhf_lab.training.configs import above_zero, at_least_one, from_zero, require, whole
 from rlhf_lab.training.history import Result
@@ -178,7 +178,7 @@ def train_reward_model(
     if best:
         rm.model.load_state_dict(best["weights"])
     rm.normalise(torch.cat(_scores(rm, choices)))
-    cut = sum(reply[-1] != lm.end_id for c in encoded for reply in c.replies)
+    cut = count_cut(lm, (reply for c in encoded for reply in c.replies))
     return RewardResult(rm, steps.history, steps.interrupted, len(feedback) - len(every), cut)
 
 
@@ -203,7 +203,7 @@ def without_equal_pairs(
     if config.loss == "plackett_luce":  # which takes an order as a whole or not at all
         different = [[all(pairs)] * len(pairs) for pairs in different]
     replies, flat = [reply for c in choices for reply in c.replies], list(chain(*different))
-    if cut := sum(reply[-1] != lm.end_id for reply in replies):
+    if cut := count_cut(lm, replies):
         lost = f"; {flat.count(False)} pairs that became equal by that are left out" if not all(flat) else ""
         tqdm.write(f"{cut} of {len(replies)} replies were cut at max_new_tokens = {config.max_new_tokens}{lost}")
     kept = (replace(c, pairs=list(compress(c.pairs, d))) for c, d in zip(choices, different, strict=True))

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from rlhf_lab.experience.updates import imitation_gradient
 from rlhf_lab.feedback.formats import as_demonstrations
 from rlhf_lab.models.language_model import LanguageModel
-from rlhf_lab.models.tokens import encode_prompts, encode_responses, make_batch
+from rlhf_lab.models.tokens import count_cut, encode_prompts, encode_responses, make_batch
 from rlhf_lab.records import Demonstration
 from rlhf_lab.training.configs import above_zero, at_least_one, from_zero, require, whole
 from rlhf_lab.training.history import Result
@@ -109,7 +109,7 @@ def train_sft(
     records = as_demonstrations(demonstrations)
     prompts = encode_prompts(lm, [record.prompt for record in records], config.max_new_tokens)
     replies = encode_responses(lm, [record.response for record in records], config.max_new_tokens)
-    if cut := sum(row[-1] != lm.end_id for row in replies):
+    if cut := count_cut(lm, replies):
         tqdm.write(
             f"{cut} of {len(replies)} replies are longer than max_new_tokens = {config.max_new_tokens} and were cut"
         )

@@ -56,6 +56,20 @@ def read_mark(folder: Path) -> dict | None:
     raise OutputError(f"{folder / MARK} is damaged; name another folder, or delete this one if nothing in it is needed")
 
 
+def _own_mark(folder: Path, kind: str) -> dict | None:
+    """Our list in a folder of this kind, None in an empty one; whatever else is there is refused."""
+    if not folder.is_dir():
+        raise OutputError(f"{folder} is there and is no folder; name another one")
+    mark = read_mark(folder)
+    if mark is None and (foreign := next(folder.iterdir(), None)):
+        raise OutputError(
+            f"{folder} holds {foreign.name}, which this program did not write; name an empty or new folder"
+        )
+    if mark is not None and mark["kind"] != kind:
+        raise OutputError(f"{folder} holds a {mark['kind']}, and this would be a {kind}; name another folder")
+    return mark
+
+
 def changed_file(folder: Path, pattern: str = "*") -> str | None:
     """The first file on a folder's list that is not as it was saved; None if all that are there are, or without a list.
 
@@ -83,18 +97,9 @@ def check_replaceable(folder: Path, kind: str = "model") -> None:
     """
     if not os.path.lexists(folder):
         return
-    if not folder.is_dir():
-        raise OutputError(f"{folder} is there and is no folder; name another one")
     if Path.cwd().is_relative_to(folder.resolve()):
         raise OutputError(f"{folder} holds the working folder, so it cannot be replaced; name another one")
-    mark = read_mark(folder)
-    if mark is None and (foreign := next(folder.iterdir(), None)):
-        raise OutputError(
-            f"{folder} holds {foreign.name}, which this program did not write; name an empty or new folder"
-        )
-    if mark is not None and mark["kind"] != kind:
-        raise OutputError(f"{folder} holds a {mark['kind']}, and this would be a {kind}; name another folder")
-    files = mark["files"] if mark else {}
+    files = (_own_mark(folder, kind) or {"files": {}})["files"]
     for name in contents(folder):
         if name not in files:
             raise OutputError(f"{folder} holds {name}, which this program did not write; name an empty or new folder")
@@ -164,21 +169,13 @@ class RunFolder:
         self.path, self.kind = Path(path), kind
         self.files: dict[str, str | None] = {}
         with explained(self.path):
-            if os.path.lexists(self.path) and not self.path.is_dir():
-                raise OutputError(f"{self.path} is there and is no folder; name another one")
-            self.made_folder = not self.path.exists()
-            self.path.mkdir(parents=True, exist_ok=True)
-            mark = read_mark(self.path)
-            if mark is None and (foreign := next(self.path.iterdir(), None)):
-                problem = f"{self.path} holds {foreign.name}, which this program did not write"
-                raise OutputError(f"{problem}; name an empty or new folder")
+            self.made_folder = not os.path.lexists(self.path)
+            if self.made_folder:
+                self.path.mkdir(parents=True, exist_ok=True)
+            mark = _own_mark(self.path, kind)
             self.made = mark is None
             if mark is None:
                 self._begin()
-            elif mark["kind"] != kind:
-                raise OutputError(
-                    f"{self.path} holds a {mark['kind']}, and this would be a {kind}; name another folder"
-                )
             else:
                 self.files = mark["files"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CHAT_TEMPLATE, save_gpt2
+from conftest import CHAT_TEMPLATE, save_gpt2, with_format
 from four_replies import PROMPTS, batch_of
 from transformers import BertConfig, BertForMaskedLM, GPT2Model
 
@@ -343,15 +343,6 @@ def test_shards_of_the_hubs_cache_lie_behind_links(sharded, tmp_path):
 
 
 # ---- the chat format -------------------------------------------------------------------------------------------
-
-
-def with_format(lm, template=CHAT_TEMPLATE, **tokens):
-    """The model with another chat template and other special tokens."""
-    tokenizer = copy.deepcopy(lm.tokenizer)
-    tokenizer.chat_template = template
-    for name, token in tokens.items():
-        setattr(tokenizer, name, token)
-    return wrap_model(lm.model, tokenizer)
 
 
 def chat(end):

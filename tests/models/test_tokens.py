@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
+from conftest import with_format
 from four_replies import REPLIES, TURNS
 
 from rlhf_lab.models import tokens
-from rlhf_lab.models.language_model import wrap_model
 from rlhf_lab.models.tokens import decode_responses, encode_prompts, encode_responses, length_groups, make_batch
 from rlhf_lab.records import Message, as_conversation
 
@@ -110,17 +110,8 @@ def test_max_new_tokens_above_the_context(tiny_gpt2):
 # ---- special tokens ------------------------------------------------------------------------------------------
 
 
-def plain(lm, **special):
-    """The model with the plain template and a tokenizer whose special tokens are set as given."""
-    tokenizer = copy.deepcopy(lm.tokenizer)
-    tokenizer.chat_template = None
-    for name, token in special.items():
-        setattr(tokenizer, name, token)
-    return wrap_model(lm.model, tokenizer)
-
-
 def test_a_tokenizer_that_begins_every_text_with_bos_begins_a_prompt_with_one(tiny_llama):
-    lm = plain(tiny_llama)
+    lm = with_format(tiny_llama, None)
     (row,) = encode_prompts(lm, ["Hi"])
     bos = lm.tokenizer.bos_token_id
     assert row[0] == bos
@@ -129,7 +120,7 @@ def test_a_tokenizer_that_begins_every_text_with_bos_begins_a_prompt_with_one(ti
 
 
 def test_a_bos_that_begins_no_text_begins_no_prompt(tiny_gpt2):
-    lm = plain(tiny_gpt2, bos_token="<|user|>")
+    lm = with_format(tiny_gpt2, None, bos_token="<|user|>")
     assert lm.tokenizer.decode(encode_prompts(lm, ["Hi"])[0]) == "User:\nHi\n\nAssistant:\n"
 
 

@@ -12,7 +12,7 @@ import torch
 from gymnasium.wrappers import TimeLimit
 from hypothesis import given, settings, strategies as st
 from torch import nn
-from toy_envs import Counter, Played, Walk, last_bit
+from toy_envs import Counter, Played, Walk, broken, closing, last_bit
 
 from rlhf_lab.experience.episodes import Runner, make_envs
 from rlhf_lab.maths.mdp import chain, value_iteration
@@ -313,18 +313,9 @@ def test_a_gradient_that_is_no_number_stops_the_run():
         train_dqn("CartPole-v1", FAST, network=network)
 
 
-def broken(policy):
-    raise KeyError("evaluate")
-
-
 @pytest.mark.parametrize("evaluate", [None, broken])
 def test_its_environments_are_closed(evaluate):
-    closed = []
-
-    class Closing(Corridor):
-        def close(self):
-            closed.append(self)
-
+    Closing, closed = closing(Corridor)
     with pytest.raises(KeyError) if evaluate else contextlib.nullcontext():
         train_dqn(Closing, FAST, evaluate=evaluate)
     assert len(set(map(id, closed))) == 1

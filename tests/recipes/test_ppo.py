@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
-from toy_envs import Counter, Played
+from toy_envs import Counter, Played, broken, closing
 
 from rlhf_lab.experience.episodes import Episodes, Runner, make_envs, policy_for, value_for
 from rlhf_lab.experience.invariants import InvariantViolation
@@ -428,18 +428,9 @@ def test_a_gradient_that_is_no_number_stops_the_run():
         train_ppo("CartPole-v1", FAST, policy=policy, value=value)
 
 
-def broken(policy):
-    raise KeyError("evaluate")
-
-
 @pytest.mark.parametrize("evaluate", [None, broken])
 def test_its_environments_are_closed(evaluate):
-    closed = []
-
-    class Closing(Corridor):
-        def close(self):
-            closed.append(self)
-
+    Closing, closed = closing(Corridor)
     with pytest.raises(KeyError) if evaluate else contextlib.nullcontext():
         train_ppo(Closing, FAST, evaluate=evaluate)
     assert len(set(map(id, closed))) == FAST.environments

@@ -9,7 +9,7 @@ import signal
 import pytest
 import torch
 from torch import nn
-from toy_envs import Played
+from toy_envs import Played, broken, closing
 
 from rlhf_lab.experience.episodes import Episodes, collect_episodes, make_envs, policy_for
 from rlhf_lab.experience.invariants import InvariantViolation
@@ -427,18 +427,9 @@ def test_a_gradient_that_is_no_number_stops_the_run():
         train_reinforce(corridor, FAST, policy=policy)
 
 
-def broken(policy):
-    raise KeyError("evaluate")
-
-
 @pytest.mark.parametrize("evaluate", [None, broken])
 def test_its_environments_are_closed(evaluate):
-    closed = []
-
-    class Closing(Played):
-        def close(self):
-            closed.append(self)
-
+    Closing, closed = closing(Played)
     with pytest.raises(KeyError) if evaluate else contextlib.nullcontext():
         train_reinforce(lambda: Closing(chain(3)), FAST, evaluate=evaluate)
     assert len(set(map(id, closed))) == FAST.episodes
