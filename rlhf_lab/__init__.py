@@ -31,11 +31,14 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 _MODULES = {
     "clinic": "classroom.clinic",
+    "diagrams": "classroom.diagrams",
+    "explore": "classroom.explore",
     "invariants": "experience.invariants",
     "kl": "maths.kl",
     "mdp": "maths.mdp",
     "objectives": "maths.objectives",
     "plots": "classroom.plots",
+    "probes": "worlds.probes",
     "town": "worlds.town",
 }
 _NAMES = {

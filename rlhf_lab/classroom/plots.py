@@ -6,7 +6,7 @@ a hatch beside it, so that colour is never the only cue. Lines are labelled wher
     plots.use_style()                 once, in a notebook's set-up cell
     fig, ax = plt.subplots()
     plots.reward_curves(ax, result.history)
-    plt.show()
+    plots.show("score and true reward over 30 iterations; both rise")
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from IPython.display import display
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.style import context as style_context
 from matplotlib.ticker import MaxNLocator
 from matplotlib.typing import LineStyleType
@@ -71,6 +74,23 @@ def use_style() -> None:
 def style() -> AbstractContextManager[None]:
     """The same style inside a `with` block."""
     return style_context(STYLE)
+
+
+def show(alt: str, figure: Figure | None = None) -> None:
+    """Show a figure in a notebook with a text for readers without the picture, and close it.
+
+    Args:
+        alt: what there is to see, in a sentence or two; becomes the image's alternative text.
+        figure: the current one if None.
+
+    Raises:
+        ValueError: alt is empty.
+    """
+    if not alt.strip():
+        raise ValueError("alt is empty; expected a sentence that carries the message of the figure")
+    figure = plt.gcf() if figure is None else figure
+    display(figure, metadata={"image/png": {"alt": alt}})
+    plt.close(figure)
 
 
 # -- curves of a run -----------------------------------------------------------------------------------------

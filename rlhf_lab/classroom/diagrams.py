@@ -1,0 +1,1 @@
+"""Schematic drawings of the series, one function each."""

@@ -1,0 +1,1 @@
+"""Explorables: figures with a number that the reader drags, recomputed exactly."""

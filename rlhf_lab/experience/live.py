@@ -1,0 +1,1 @@
+"""The checks of a run, made while it runs, and what they cost."""
