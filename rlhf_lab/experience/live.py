@@ -1,1 +1,279 @@
-"""The checks of a run, made while it runs, and what they cost."""
+"""The checks of a run of RLHF, made while it runs, and what they cost.
+
+What is cheap is checked in every iteration: the mask, the scores, the bets on the sampling law. What needs another
+pass or a derivative is checked in the first two iterations and in every `CHECK_EVERY`-th after them, on a few rows: a
+fault of the code is there from the start, or from the first step on.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical, Distribution
+
+from rlhf_lab.experience import invariants
+from rlhf_lab.experience.episodes import Episodes
+from rlhf_lab.experience.updates import Experience, Look, Losses
+from rlhf_lab.models.language_model import LanguageModel
+from rlhf_lab.models.reward_model import RewardModel
+from rlhf_lab.models.scoring import forward, response_log_probs
+from rlhf_lab.models.tokens import Rollout, TokenBatch
+
+LAW_ROWS, CHECK_ROWS, CHECK_EVERY = 4, 2, 10  # rows that are bet on, rows scored again, iterations between
+
+
+@dataclass
+class LiveChecks:
+    """What a run checks while it learns.
+
+    Attributes:
+        policy, reference: the model in training, and the one at the other end of the leash.
+        temperature, max_new_tokens: of the sampling.
+        book: what the bets have won and what was kept to be compared later; a part of the checkpoint.
+        clip_epsilon, entropy_coef, gae_lambda: as declared; no gae_lambda: the advantages are not those of GAE.
+        on: False checks nothing but that what was computed is finite.
+        seconds: what the checks of this process took.
+        unchecked: name of a check -> why this run cannot have it.
+    """
+
+    policy: LanguageModel
+    reference: LanguageModel
+    temperature: float
+    max_new_tokens: int
+    book: dict[str, Any]
+    clip_epsilon: float = float("inf")
+    entropy_coef: float = 0.0
+    gae_lambda: float | None = None
+    on: bool = True
+    seconds: float = 0.0
+    unchecked: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.on:
+            invariants.check_reference_apart(self.policy.model, self.reference.model)
+
+    @property
+    def law_rows(self) -> int:
+        """How many replies are to be sampled with their logits kept."""
+        return LAW_ROWS if self.on else 0
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - start
+
+    def _thorough(self, step: int) -> bool:
+        return self.on and (step < 2 or step % CHECK_EVERY == 0)
+
+    # -- a fresh rollout ----------------------------------------------------------------------------------------------
+    def rollout(
+        self,
+        step: int,
+        rollout: Rollout,
+        scores: Tensor,
+        log_probs: Tensor,
+        ref_log_probs: Tensor,
+        reward: Callable[[Rollout], Tensor] | None = None,
+    ) -> None:
+        """All is finite; the mask is that of the lengths; the tokens are of the scored law; nobody has moved who should
+        not have.
+
+        Args:
+            step: from 0. scores: [B] before penalties. log_probs, ref_log_probs: [B, T] nats.
+            reward: judges a few replies again, where it is a RewardModel.
+        """
+        invariants.check_finite("reward scores", scores, step + 1)
+        invariants.check_finite("log-probs of the policy", log_probs, step + 1)
+        if not self.on:
+            return
+        with self._timed():
+            batch = rollout.batch
+            lengths = invariants.reply_lengths(
+                batch.response_ids, rollout.ended, self.policy.end_id, self.max_new_tokens
+            )
+            invariants.check_mask(batch.mask, lengths)
+            if "start" not in self.book:
+                self._first(batch, log_probs, ref_log_probs)
+            self._bets(rollout, log_probs, ref_log_probs)
+            if self._thorough(step):
+                self._again(rollout, scores, ref_log_probs, reward)
+
+    def _first(self, batch: TokenBatch, log_probs: Tensor, ref_log_probs: Tensor) -> None:
+        """Before the first update: where the reference is the policy's own copy, the KL is 0. A few rows are kept."""
+        ours, theirs = self.policy.model.state_dict(), self.reference.model.state_dict()
+        if ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours):
+            cause = partial(invariants.diagnose, self.policy, batch, log_probs, ref_log_probs, self.temperature)
+            invariants.check_initial_kl(log_probs, ref_log_probs, batch.mask, self._tolerance, cause)
+        few = batch.select(torch.arange(min(CHECK_ROWS, len(batch))))
+        width = few.mask.shape[1]
+        self.book["start"] = vars(few) | {"ref_log_probs": ref_log_probs[: len(few), :width].clone()}
+
+    def _bets(self, rollout: Rollout, log_probs: Tensor, ref_log_probs: Tensor) -> None:
+        """The tokens of a few rows against the law that is scored, and the logged KL of all."""
+        batch, price = rollout.batch, None
+        if rollout.logits is None:
+            self.unchecked["sampled_law"] = "the logits that sampled were not kept (keep_logits of sample_responses)"
+        else:
+            rows = torch.arange(len(rollout.logits), device=batch.mask.device)
+            few = batch.select(rows)
+            width = few.mask.shape[1]
+            logits = rollout.logits[:, :width] / (self.temperature or 1.0)
+            law = invariants.SampledLaw(end_id=self.policy.end_id, book=self.book.setdefault("sampled_law", {}))
+            prompts = few.prompt_ids.masked_fill(~few.prompt_mask, -1)
+            law.update(logits, few.response_ids, few.mask, prompts=prompts)
+            with torch.no_grad():
+                price = invariants.log_price(logits, forward(self.reference, few).logits / self.temperature)
+        slack = self._tolerance**2  # rounding of that size raises the mean of a bet by half of its square a token
+        kl = invariants.KLSum(slack=slack, book=self.book.setdefault("kl_sum", {}))
+        kl.update(log_probs - ref_log_probs, batch.mask, price)
+
+    def _again(self, rollout: Rollout, scores: Tensor, ref_log_probs: Tensor, reward: Callable | None) -> None:
+        """A few rows once more, each alone: by the policy, by the reference now and then, by the reward model."""
+        few = rollout.batch.select(torch.arange(min(CHECK_ROWS, len(rollout))))
+        rows, width = few.mask.shape
+        invariants.check_padding(self.policy, few, rollout.log_probs[:rows], self.temperature, self._tolerance)
+        now = response_log_probs(self.reference, few, self.temperature)
+        ref_tolerance = invariants.tolerance_for(self.reference.precision)
+        invariants.check_reference_still(ref_log_probs[:rows, :width], now, few.mask, ref_tolerance)
+        kept = dict(self.book["start"])
+        before = kept.pop("ref_log_probs").to(now.device)
+        start = TokenBatch(**kept).to(now.device)
+        now = response_log_probs(self.reference, start, self.temperature)
+        invariants.check_reference_still(before, now, start.mask, ref_tolerance)
+        if isinstance(reward, RewardModel):
+            again = Rollout(
+                rollout.conversations[:rows], rollout.texts[:rows], few, rollout.log_probs[:rows, :width], None,
+                rollout.ended[:rows],
+            )  # fmt: skip
+            invariants.check_scores(scores[:rows], reward(again).to(scores), invariants.tolerance_for(reward.precision))
+        else:
+            self.unchecked["scores"] = "the reward is a function, which is called once an iteration"
+
+    # -- from scores to advantages ------------------------------------------------------------------------------------
+    def rewards(
+        self,
+        rewards: Tensor,
+        scores: Tensor,
+        kl_penalty: Tensor,
+        log_probs: Tensor,
+        ref_log_probs: Tensor,
+        mask: Tensor,
+        kl_coef: float,
+    ) -> None:
+        """The score is counted once and stands at the last token; the leash is there and pulls the right way."""
+        if not self.on:
+            return
+        with self._timed():
+            tolerance = invariants.tolerance_for(torch.float32)
+            invariants.check_score_counted_once(rewards, scores, kl_penalty, mask, tolerance)
+            invariants.check_score_place(rewards, scores, kl_penalty, mask, tolerance)
+            invariants.check_leash(kl_penalty, log_probs, ref_log_probs, mask, kl_coef, tolerance)
+
+    def advantages(
+        self,
+        step: int,
+        advantages: Tensor,
+        rewards: Tensor,
+        values: Tensor,
+        discounts: Tensor,
+        experience: Experience,
+    ) -> None:
+        """Discounts, advantages, what the loss takes of them, and the targets of the value.
+
+        Args:
+            advantages: [B, T] before whitening. values: [B, T + 1]. experience: what the update learns from.
+        """
+        if not self._thorough(step):
+            return
+        with self._timed():
+            mask, tolerance = experience.batch.mask, invariants.tolerance_for(torch.float32)
+            invariants.check_discounts(discounts, mask)
+            if self.gae_lambda is not None:
+                lam = self.gae_lambda
+                invariants.check_advantages(advantages, rewards, values, discounts, mask, lam, tolerance)
+            if mask.sum() > 1:
+                invariants.check_whitened(experience.advantages, advantages, mask, tolerance)
+            if experience.returns is not None:
+                invariants.check_returns(experience.returns, advantages, values, mask, tolerance)
+
+    # -- an update ----------------------------------------------------------------------------------------------------
+    def look(self, step: int, update: int) -> Look | None:
+        """For `accumulate_gradient`: what sees the losses of an update; None where there is nothing to check.
+
+        Looked at: the first minibatch, where the ratio is 1, and the next, where the policy has moved.
+        """
+        return partial(self._losses, first=update == 0) if self._thorough(step) and update < 2 else None
+
+    def _losses(self, losses: Losses, part: Experience, count: Tensor, first: bool) -> None:
+        with self._timed():
+            batch, mask = part.batch, part.batch.mask
+            now, old, clip = losses.log_probs.detach(), part.old_log_probs, self.clip_epsilon
+            if first:
+                cause = partial(invariants.diagnose, self.policy, batch, old, now, self.temperature)
+                invariants.check_first_minibatch(now, old, mask, clip, self._tolerance, cause)
+            tolerance = invariants.tolerance_for(torch.float32)  # what follows compares numbers of one pass
+            slope, by_logit = invariants.derivatives(losses.policy, losses.log_probs, losses.logits)
+            invariants.check_surrogate(slope, now, old, part.advantages, mask, count, clip, tolerance)
+            logits, by_logit = losses.logits / self.temperature, by_logit * self.temperature
+            tokens, coef = batch.response_ids, self.entropy_coef
+            invariants.check_bonus(by_logit, slope, logits, tokens, mask, count, coef, tolerance)
+            if first and losses.values is not None and part.returns is not None:
+                (by_value,) = invariants.derivatives(losses.value, losses.values)
+                invariants.check_value_loss(by_value, losses.values, part.returns, mask, count, tolerance)
+
+    @property
+    def _tolerance(self) -> float:
+        return invariants.tolerance_for(self.policy.precision)
+
+
+# -- agents that act on observations ----------------------------------------------------------------------------------
+@torch.no_grad()
+def bet_on_actions(law: invariants.SampledLaw, policy: nn.Module, episodes: Episodes) -> None:
+    """One round of bets that the actions were drawn from the policy; nothing for laws that are no Categorical.
+
+    All steps count: to look at the first few of the finished rows would prefer short episodes.
+
+    Raises:
+        InvariantViolation: named "sampled_law".
+    """
+    mask = episodes.mask
+    scored = policy(episodes.observations[:, :-1][mask])
+    if isinstance(scored, Categorical):
+        everything = torch.ones(1, len(scored.logits), dtype=torch.bool)
+        law.update(scored.logits[None], episodes.actions[mask][None], everything)
+
+
+def check_policy_loss(
+    loss: Tensor,
+    law: Distribution,
+    actions: Tensor,
+    log_probs: Tensor,
+    old: Tensor,
+    advantages: Tensor,
+    count: int,
+    clip_epsilon: float,
+    entropy_coef: float,
+) -> None:
+    """What a policy loss does to the log-probs of N actions, and to the logits of their law, is what was declared.
+
+    Args:
+        loss: to be minimised, in one graph with `log_probs` [N] and with the law's logits, where it has any.
+        old: [N] nats, of the law that acted. advantages: [N] as the loss takes them. count: the sum is divided by it.
+
+    Raises:
+        InvariantViolation: named "surrogate" or "bonus".
+    """
+    everything, tolerance = torch.ones_like(log_probs, dtype=torch.bool), invariants.tolerance_for(torch.float32)
+    logits = law.logits if isinstance(law, Categorical) else None
+    slope, *rest = invariants.derivatives(loss, log_probs, *([] if logits is None else [logits]))
+    invariants.check_surrogate(slope, log_probs, old, advantages, everything, count, clip_epsilon, tolerance)
+    if logits is not None:
+        invariants.check_bonus(rest[0], slope, logits, actions, everything, count, entropy_coef, tolerance)

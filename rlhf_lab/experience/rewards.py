@@ -37,6 +37,7 @@ def remembered(scores: Tensor, rollout: Rollout, state: dict[str, Any]) -> Tenso
     """
     if "first_replies" not in state:
         state["first_replies"] = vars(rollout) | {
+            "logits": None,
             "conversations": [
                 [(message.role, message.content) for message in prompt] for prompt in rollout.conversations
             ],

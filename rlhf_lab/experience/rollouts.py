@@ -33,6 +33,7 @@ def sample_responses(
     generator: torch.Generator,
     value_head: ValueHead | None = None,
     batch_size: int = 128,
+    keep_logits: int = 0,
 ) -> Rollout:
     """Sample one reply to each prompt from softmax(logits / temperature), token by token.
 
@@ -50,6 +51,7 @@ def sample_responses(
         generator: a CPU generator; B x max_new_tokens numbers are taken from it.
         value_head: also keep its values of the states passed through.
         batch_size: most rows decoded at once.
+        keep_logits: also keep the logits of the first so many replies, for a check of the sampling law.
 
     Returns:
         A Rollout in the order of `conversations`.
@@ -77,9 +79,11 @@ def sample_responses(
     tokens = torch.full((len(prompts), max_new_tokens), lm.pad_id)
     log_probs, values = torch.zeros(tokens.shape), torch.zeros(len(prompts), max_new_tokens + 1)
     lengths, ended = torch.zeros(len(prompts), dtype=torch.long), torch.zeros(len(prompts), dtype=torch.bool)
+    logits: dict[tuple[int, int], Tensor] = {}  # (row, step) -> [V]
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        decoded = _decode(lm, [prompts[row] for row in rows], uniforms[rows], temperature, value_head)
+        keep = {place: row for place, row in enumerate(rows) if row < keep_logits}
+        decoded = _decode(lm, [prompts[row] for row in rows], uniforms[rows], temperature, value_head, keep, logits)
         for whole, part in zip((tokens, log_probs, values, lengths, ended), decoded, strict=True):
             whole[rows] = part.cpu()
     replies = [row[:n] for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True)]
@@ -92,7 +96,19 @@ def sample_responses(
         log_probs[:, :width].to(lm.device),
         None if value_head is None else values[:, : width + 1].to(lm.device),
         ended.to(lm.device),
+        _kept(logits, min(keep_logits, len(prompts)), width),
     )
+
+
+def _kept(logits: dict[tuple[int, int], Tensor], rows: int, width: int) -> Tensor | None:
+    """[rows, width, V], 0 where nothing was drawn; None without any."""
+    if not rows:
+        return None
+    some = next(iter(logits.values()))
+    kept = some.new_zeros(rows, width, len(some))
+    for place, row in logits.items():
+        kept[place] = row
+    return kept
 
 
 def _check_request(conversations: Sequence, max_new_tokens: int, temperature: float, batch_size: int) -> None:
@@ -106,9 +122,18 @@ def _check_request(conversations: Sequence, max_new_tokens: int, temperature: fl
 
 @torch.no_grad()
 def _decode(
-    lm: LanguageModel, prompts: list[list[int]], uniforms: Tensor, temperature: float, value_head: ValueHead | None
+    lm: LanguageModel,
+    prompts: list[list[int]],
+    uniforms: Tensor,
+    temperature: float,
+    value_head: ValueHead | None,
+    keep: dict[int, int],
+    kept: dict[tuple[int, int], Tensor],
 ) -> tuple[Tensor, ...]:
-    """Decode one batch: tokens [b, T], log_probs [b, T], values [b, T + 1], lengths [b], ended [b]."""
+    """Decode one batch: tokens [b, T], log_probs [b, T], values [b, T + 1], lengths [b], ended [b].
+
+    The logits of the rows in `keep` (place in this batch -> row of the rollout) go into `kept`.
+    """
     start = make_batch(prompts, [[lm.end_id]] * len(prompts), lm.pad_id, lm.device)
     inputs, mask, uniforms = start.prompt_ids, start.prompt_mask, uniforms.to(lm.device)
     positions = (mask.long().cumsum(1) - 1).clamp(min=0)
@@ -122,6 +147,9 @@ def _decode(
     for step in range(uniforms.shape[1]):
         logits, hidden = _next_token(lm, inputs, mask, positions, cache)
         token, log_prob = _draw(logits, uniforms[rows, step], temperature)
+        for place, row in enumerate(rows.tolist() if keep else ()):
+            if row in keep and alive[place]:
+                kept[keep[row], step] = logits[place].clone()
         tokens[rows, step] = token.where(alive, lm.pad_id)
         log_probs[rows, step] = log_prob * alive
         if value_head is not None:

@@ -97,11 +97,22 @@ def old_log_probs_and_values(
 # -- losses -----------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Losses:
-    """Losses of a micro-batch: sums over its tokens over the count of the whole minibatch. log_probs: [B, T] nats."""
+    """Losses of a micro-batch, and what they were made from, still in their graph so that checks can take derivatives.
+
+    Attributes:
+        policy, value: sums over the tokens of the micro-batch over the count of the whole minibatch.
+        log_probs: [B, T] nats. logits: [B, T, V] before the temperature.
+        values: [B, T]; None without a critic.
+    """
 
     policy: Tensor
     value: Tensor
     log_probs: Tensor
+    logits: Tensor
+    values: Tensor | None = None
+
+
+Look = Callable[[Losses, Experience, Tensor], None]  # losses of a micro-batch, the micro-batch, count of the minibatch
 
 
 def clipped_losses(
@@ -135,14 +146,18 @@ def clipped_losses(
         gain = gain + entropy_coef * entropy(output.logits / temperature)
     policy_loss = -masked_mean(gain, mask, count=count)
     if critic is None or part.old_values is None or part.returns is None:
-        return Losses(policy_loss, policy_loss.new_zeros(()), log_probs)
+        return Losses(policy_loss, policy_loss.new_zeros(()), log_probs, output.logits)
     values = critic.values(batch, output.hidden)[:, :-1]
     errors = clipped_value_loss(values, part.old_values, part.returns, value_clip_epsilon)
-    return Losses(policy_loss, masked_mean(errors, mask, count=count), log_probs)
+    return Losses(policy_loss, masked_mean(errors, mask, count=count), log_probs, output.logits, values)
 
 
 def accumulate_gradient(
-    losses: Callable[[Experience, Tensor], Losses], part: Experience, micro_batch: int, value_coef: float = 0.0
+    losses: Callable[[Experience, Tensor], Losses],
+    part: Experience,
+    micro_batch: int,
+    value_coef: float = 0.0,
+    look: Look | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """Add the gradient of policy loss + value_coef * value loss over a minibatch, some rows at a time.
 
@@ -153,6 +168,7 @@ def accumulate_gradient(
         losses: (micro-batch, count of the minibatch) -> its losses.
         part: the minibatch.
         micro_batch: most rows in one pass.
+        look: sees the losses of the first micro-batch before their gradient is taken, to check them.
 
     Returns:
         New log-probs [B, T] in nats, and the numbers policy_loss and value_loss.
@@ -162,8 +178,11 @@ def accumulate_gradient(
     """
     old, mask = part.old_log_probs, part.batch.mask
     new, sums, count = torch.zeros_like(old), old.new_zeros(2), mask.sum()
-    for rows in length_groups(part.batch, micro_batch):
-        some = losses(part.select(rows), count)
+    for place, rows in enumerate(length_groups(part.batch, micro_batch)):
+        few = part.select(rows)
+        some = losses(few, count)
+        if look is not None and place == 0:
+            look(some, few, count)
         (some.policy + value_coef * some.value).backward()
         new[rows, : some.log_probs.shape[1]] = some.log_probs.detach()
         sums += torch.stack([some.policy.detach(), some.value.detach()])

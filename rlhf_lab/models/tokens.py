@@ -225,6 +225,7 @@ class Rollout:
         log_probs: [B, T] nats, log-prob of each sampled token under the sampling law; 0 outside the mask.
         values: [B, T + 1] value of the state before each token, 0 after the last one; None without a value head.
         ended: [B] bool, True where the reply produced the end token, False where it hit the length limit.
+        logits: [R, T, V] from which the first R replies were sampled, before the temperature; None unless asked for.
     """
 
     conversations: tuple[Conversation, ...]
@@ -233,6 +234,7 @@ class Rollout:
     log_probs: Tensor
     values: Tensor | None
     ended: Tensor
+    logits: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.texts)

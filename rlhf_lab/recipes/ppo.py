@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rlhf_lab.experience import invariants
 from rlhf_lab.experience.episodes import Episodes, MakeEnv, Runner, open_envs, policy_for, value_for
+from rlhf_lab.experience.live import bet_on_actions, check_policy_loss
 from rlhf_lab.maths.kl import kl_k1, kl_k3
 from rlhf_lab.maths.objectives import (
     clip_fraction,
@@ -57,7 +58,8 @@ class PPOConfig:
         kl_stop: nats a step, > 0; the epochs end once the approximate KL of a minibatch exceeds it. None: never.
         kl_coef: >= 0, reward units per nat of KL to the `reference`, paid in the reward of every step.
         whiten: whether the advantages of a minibatch get mean 0 and variance 1.
-        check_invariants: live checks on the first minibatch of every iteration.
+        check_invariants: live checks of the sampled actions, the advantages and the first two minibatches of every
+            iteration.
         evaluate_every: iterations between calls of `evaluate`.
         seed: of weights, environments, actions and minibatches.
 
@@ -179,7 +181,7 @@ def train_ppo(
             invariants.check_reference_apart(policy, reference)
         agent = nn.ModuleList([policy, value])  # every parameter once, shared or not
         optimiser = torch.optim.Adam(agent.parameters(), lr=config.learning_rate, eps=config.adam_epsilon)
-        runner, generator = Runner(envs), generator_for(config.seed, "ppo")
+        runner, generator, acted = Runner(envs), generator_for(config.seed, "ppo"), invariants.SampledLaw()
         size = config.environments * config.steps
         iterations = -(-config.total_steps // size)
         look = None if evaluate is None else partial(evaluate, policy)
@@ -187,10 +189,12 @@ def train_ppo(
             for i in steps:
                 scale_rates(optimiser, linear(1.0, config.final_fraction, i / iterations))
                 episodes = runner.collect(sampling(policy, generator), config.steps, config.gamma)
+                if config.check_invariants:
+                    bet_on_actions(acted, policy, episodes)
                 batch, numbers = prepare(episodes, policy, value, reference, config)
                 updates: list[dict[str, float]] = []
                 for rows in minibatches(size, config.minibatch, config.epochs, generator):
-                    loss, row = ppo_losses(policy, value, batch.select(rows), config, first=not updates)
+                    loss, row = ppo_losses(policy, value, batch.select(rows), config, len(updates))
                     if config.kl_stop is not None and updates and row["approx_kl"] > config.kl_stop:
                         break
                     optimiser.zero_grad()
@@ -211,6 +215,9 @@ def prepare(
     if reference is not None:
         rewards = rewards - config.kl_coef * kl_k1(log_probs, episodes.log_probs(reference))
     advantages = gae(rewards, values, episodes.discounts, mask, config.gae_lambda)
+    if config.check_invariants:
+        rows, tolerance = (rewards, values, episodes.discounts, mask), invariants.tolerance_for(values.dtype)
+        invariants.check_advantages(advantages, *rows, config.gae_lambda, tolerance)
     returns = advantages + values[:, :-1]
     numbers = {
         "return": episodes.mean_return,
@@ -221,22 +228,28 @@ def prepare(
 
 
 def ppo_losses(
-    policy: nn.Module, value: nn.Module, batch: Batch, config: PPOConfig, first: bool
+    policy: nn.Module, value: nn.Module, batch: Batch, config: PPOConfig, update: int
 ) -> tuple[Tensor, dict[str, float]]:
     """The loss to minimise on a minibatch, and the numbers to log.
 
-    -mean[surrogate + entropy_coef H - kl_penalty KL(old || new)] + value_coef mean[clipped squared error]
+        -mean[surrogate + entropy_coef H - kl_penalty KL(old || new)] + value_coef mean[clipped squared error]
+
+    Args:
+        update: minibatches of this iteration before this one; the first two are checked.
     """
     law = policy(batch.observations)
     log_probs, old = law.log_prob(batch.actions), batch.old_log_probs
     everything = torch.ones_like(log_probs, dtype=torch.bool)
-    if first and config.check_invariants:
+    if update == 0 and config.check_invariants:
         tolerance = invariants.tolerance_for(log_probs.dtype)
         invariants.check_first_minibatch(log_probs.detach(), old, everything, config.clip_epsilon, tolerance)
     advantages = masked_whiten(batch.advantages, everything) if config.whiten else batch.advantages
     gain = clipped_surrogate_objective(log_probs, old, advantages, config.clip_epsilon)
     divergence, entropy = kl_k3(old, log_probs), law.entropy()  # the actions are samples of the old policy
     gain = gain + config.entropy_coef * entropy - config.kl_penalty * divergence
+    if config.check_invariants and (update == 0 or (update == 1 and config.kl_penalty == 0)):
+        told = (log_probs, old, advantages, len(old), config.clip_epsilon, config.entropy_coef)
+        check_policy_loss(-gain.mean(), law, batch.actions, *told)
     errors = clipped_value_loss(value(batch.observations), batch.old_values, batch.returns, config.value_clip_epsilon)
     numbers = {
         "entropy": entropy.mean(),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rlhf_lab.experience import invariants
 from rlhf_lab.experience.episodes import Episodes, MakeEnv, collect_episodes, open_envs, policy_for, value_for
+from rlhf_lab.experience.live import bet_on_actions, check_policy_loss
 from rlhf_lab.maths.kl import kl_k1
 from rlhf_lab.maths.objectives import reinforce_objective
 from rlhf_lab.maths.returns import discounted_returns, gae, lambda_returns
@@ -50,6 +51,7 @@ class ReinforceConfig:
             practice leaves it out.
         entropy_coef: >= 0, weight of the entropy bonus, in units of the return per nat.
         kl_coef: >= 0, reward units per nat of KL to the `reference`, paid in the reward of every step.
+        check_invariants: live checks of the sampled actions and of the loss.
         evaluate_every: iterations between calls of `evaluate`.
         seed: of weights, environments and actions.
     """
@@ -67,6 +69,7 @@ class ReinforceConfig:
     discount_visits: bool = False
     entropy_coef: float = 0.0
     kl_coef: float = 0.0
+    check_invariants: bool = True
     evaluate_every: int = 10
     seed: int = 0
 
@@ -75,7 +78,7 @@ class ReinforceConfig:
         above_zero(self, "learning_rate", "value_learning_rate")
         from_zero(self, "entropy_coef", "kl_coef")
         shares(self, "gamma", "gae_lambda")
-        flags(self, "reward_to_go", "discount_visits")
+        flags(self, "reward_to_go", "discount_visits", "check_invariants")
         whole(self, "seed", least=0)
         require(self.baseline in BASELINES, "baseline", self.baseline, f"one of {BASELINES}")
         require(
@@ -148,7 +151,7 @@ def train_reinforce(
             invariants.check_reference_apart(policy, reference)
         optimiser = torch.optim.Adam(policy.parameters(), lr=config.learning_rate)
         critic = None if value is None else torch.optim.Adam(value.parameters(), lr=config.value_learning_rate)
-        generator = generator_for(config.seed, "reinforce")
+        generator, acted = generator_for(config.seed, "reinforce"), invariants.SampledLaw()
         look = None if evaluate is None else partial(evaluate, policy)
         with Steps("REINFORCE", config.iterations, look, config.evaluate_every) as steps:
             for step in steps:
@@ -158,8 +161,13 @@ def train_reinforce(
                 law = policy(episodes.observations[:, :-1][mask])
                 log_probs = law.log_prob(episodes.actions[mask])
                 gain = reinforce_objective(log_probs, advantages[mask]) + config.entropy_coef * law.entropy()
+                loss = -gain.sum() / len(mask)
+                if config.check_invariants:
+                    bet_on_actions(acted, policy, episodes)
+                    told = (log_probs, log_probs.detach(), advantages[mask], len(mask), math.inf, config.entropy_coef)
+                    check_policy_loss(loss, law, episodes.actions[mask], *told)
                 optimiser.zero_grad()
-                (-gain.sum() / len(mask)).backward()
+                loss.backward()
                 (norm,) = clipped_step(optimiser, math.inf, step + 1, policy)
                 returns, lengths = masked_sum(episodes.rewards, mask, dim=1), mask.sum(1).float()
                 steps.log({"return": float(returns.mean()), "length": float(lengths.mean())})

@@ -15,7 +15,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from rlhf_lab.experience.invariants import LiveChecks, check_reference_apart
+from rlhf_lab.experience.live import LiveChecks
 from rlhf_lab.experience.rewards import (
     Reward,
     adapted_kl_coef,
@@ -121,7 +121,7 @@ class RLHFConfig:
         lm_coef: >= 0, weight of the language-model loss on `lm_texts` (PPO-ptx, Ouyang 2022).
         missing_end_penalty: >= 0, subtracted from the score of a reply that hit the limit, in reward units.
         value: "reward_model", a model of its own that starts from it, or "policy_head", a head on the policy.
-        check_invariants: live checks; at most 2 % of all forward tokens.
+        check_invariants: live checks; at most 3 % of the time of a run.
         evaluate_every: iterations between calls of `evaluate`.
         seed: of prompts, sampling and minibatches.
     """
@@ -187,12 +187,14 @@ class RLHFResult(Result[LanguageModel]):
         interrupted: True where an interrupt ended the run early.
         timings: seconds of "sample", "score" and "optimise", one number for each iteration that this process ran;
             not in the history, which is bit-identical from run to run.
-        check_cost: forward tokens of the live checks over all forward tokens.
+        check_cost: seconds of the live checks over all seconds of the iterations that this process ran.
+        unchecked: name of a live check -> why this run could not have it.
     """
 
     value: RewardModel | ValueHead
     timings: dict[str, list[float]]
     check_cost: float
+    unchecked: dict[str, str]
 
 
 def train_rlhf(
@@ -262,7 +264,7 @@ def train_rlhf(
     optimiser = new_optimiser(networks, config)
     losses = new_losses(policy, critic, config)
     state, law = new_state(config), (config.temperature, config.micro_batch)
-    checks = new_checks(policy, reference or start, reward, head, state, config)
+    checks = new_checks(policy, reference or start, state, config)
     inputs = run_inputs(start, prompt_rows, reward, reference, value_init, texts)
     file = Checkpoint(
         checkpoint, checkpoint_every, "rlhf", config, inputs, networks, optimiser, state, several_updates=True
@@ -275,31 +277,32 @@ def train_rlhf(
             rate = scale_rates(optimiser, config.optimiser.factor(step, config.iterations))
             with steps.timed("sample"):
                 asked = prompts_of(conversations, config.prompts_per_iteration, step, config.seed)
-                rollout = sample_responses(policy, asked, generator=generator, value_head=head, **config.sampling)
+                rollout = sample_responses(
+                    policy, asked, generator=generator, value_head=head, keep_logits=checks.law_rows, **config.sampling
+                )
             with steps.timed("score"):
                 batch, mask = rollout.batch, rollout.batch.mask
                 log_probs, values = old_log_probs_and_values(policy, critic, rollout, *law)
                 ref_log_probs = response_log_probs(reference or start, batch, *law)
                 raw_scores = remembered(scores_of(reward, rollout), rollout, state)
-                same = ref_log_probs if step == 0 and reference is None else None
-                checks.rollout(step, rollout, raw_scores, log_probs, same)
+                checks.rollout(step, rollout, raw_scores, log_probs, ref_log_probs, reward)
                 scores = raw_scores - config.missing_end_penalty * ~rollout.ended
                 kl_penalty = -state["kl_coef"] * kl_k1(log_probs, ref_log_probs) * mask
                 rewards, discounts = token_rewards(scores, kl_penalty, mask), reply_discounts(mask)
-                checks.rewards(rewards, scores, kl_penalty, mask, discounts)
+                checks.rewards(rewards, scores, kl_penalty, log_probs, ref_log_probs, mask, state["kl_coef"])
                 advantages = gae(rewards, values, discounts, mask, config.gae_lambda)
                 returns, white = advantages + values[:, :-1], masked_whiten(advantages, mask)
                 experience = Experience(batch, log_probs, white, values[:, :-1], returns)
+                checks.advantages(step, advantages, rewards, values, discounts, experience)
             with steps.timed("optimise"):
                 updates: list[dict[str, float]] = []
                 for rows in minibatches(len(rollout), config.minibatch_rows, config.epochs, generator):
                     part = experience.select(rows)
                     optimiser.zero_grad()
-                    new, numbers = accumulate_gradient(losses, part, config.micro_batch, config.value_coef)
+                    seen_by = checks.look(step, len(updates))
+                    new, numbers = accumulate_gradient(losses, part, config.micro_batch, config.value_coef, seen_by)
                     numbers |= update_numbers(new, part, config.clip_epsilon)
-                    if not updates:
-                        checks.first_minibatch(new, part.old_log_probs, part.batch, config.clip_epsilon)
-                    elif config.kl_stop is not None and numbers["approx_kl"] > config.kl_stop:
+                    if updates and config.kl_stop is not None and numbers["approx_kl"] > config.kl_stop:
                         break
                     if config.lm_coef > 0:
                         ptx = (len(rows), config.lm_coef, config.micro_batch, generator)
@@ -311,7 +314,9 @@ def train_rlhf(
             steps.log(kl_coef=state["kl_coef"], learning_rate=rate)
             if config.kl_target is not None:
                 state["kl_coef"] = adapted_kl_coef(state["kl_coef"], seen["kl"], config.kl_target)
-    return RLHFResult(policy, steps.history, steps.interrupted, critic, steps.timings, checks.cost)
+    spent = sum(map(sum, steps.timings.values()))
+    cost = checks.seconds / spent if spent else 0.0
+    return RLHFResult(policy, steps.history, steps.interrupted, critic, steps.timings, cost, checks.unchecked)
 
 
 def new_critic(
@@ -350,24 +355,17 @@ def new_optimiser(networks: torch.nn.ModuleDict, config: RLHFConfig) -> torch.op
 
 
 def new_state(config: RLHFConfig) -> dict[str, Any]:
-    """What a checkpoint keeps besides weights: the KL coefficient now, and what the live checks count."""
-    return {"kl_coef": config.kl_coef, "forward_tokens": 0, "check_tokens": 0}
+    """What a checkpoint keeps besides weights: the KL coefficient now, and what the live checks keep there."""
+    return {"kl_coef": config.kl_coef}
 
 
 def new_checks(
-    policy: LanguageModel,
-    reference: LanguageModel,
-    reward: Reward,
-    head: ValueHead | None,
-    state: dict[str, Any],
-    config: RLHFConfig,
+    policy: LanguageModel, reference: LanguageModel, state: dict[str, Any], config: RLHFConfig
 ) -> LiveChecks:
-    """The live checks, and how many passes over each reply an iteration makes."""
-    if config.check_invariants:
-        check_reference_apart(policy.model, reference.model)
-    passes = 2 + isinstance(reward, RewardModel) + (policy.precision != torch.float32) + config.epochs
-    passes += 0 if head else 1 + config.epochs
-    return LiveChecks(policy, config.temperature, config.max_new_tokens, passes, state, config.check_invariants)
+    """The live checks, told what this run declares."""
+    declared = {name: getattr(config, name) for name in ("clip_epsilon", "entropy_coef", "gae_lambda")}
+    law, on = (config.temperature, config.max_new_tokens), config.check_invariants
+    return LiveChecks(policy, reference, *law, state, **declared, on=on)
 
 
 def run_inputs(

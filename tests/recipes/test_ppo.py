@@ -127,7 +127,7 @@ def prepared(config=FAST, moved=0.0):
 
 def loss_and_numbers(moved=MOVED, **changes):
     config = dataclasses.replace(FAST, **changes)
-    loss, numbers = ppo_losses(*prepared(config, moved), config, first=False)
+    loss, numbers = ppo_losses(*prepared(config, moved), config, update=2)
     return float(loss.detach()), numbers
 
 
@@ -135,7 +135,7 @@ def loss_and_numbers(moved=MOVED, **changes):
 def test_the_first_gradient_is_reinforces_on_whitened_advantages(clip_epsilon):
     config = dataclasses.replace(FAST, clip_epsilon=clip_epsilon, value_coef=0.0)
     policy, value, batch = prepared(config)
-    loss, numbers = ppo_losses(policy, value, batch, config, first=True)
+    loss, numbers = ppo_losses(policy, value, batch, config, update=0)
     (gradient,) = torch.autograd.grad(loss, policy.logits)
     whitened = (batch.advantages - batch.advantages.mean()) / batch.advantages.std()
     gain = (policy(batch.observations).log_prob(batch.actions) * whitened).mean()
@@ -146,7 +146,7 @@ def test_the_first_gradient_is_reinforces_on_whitened_advantages(clip_epsilon):
 def test_the_loss_is_its_formula():
     config = dataclasses.replace(FAST, whiten=False, entropy_coef=0.3, kl_penalty=0.7, value_coef=0.25)
     policy, value, batch = prepared(config, MOVED)
-    loss, numbers = ppo_losses(policy, value, batch, config, first=False)
+    loss, numbers = ppo_losses(policy, value, batch, config, update=2)
     log_probs = policy.logits.detach().log_softmax(-1)
     total, outside = 0.0, 0
     for i in range(len(batch.actions)):
@@ -174,7 +174,7 @@ def test_the_penalty_on_kl_has_the_gradient_of_kl_from_old_to_new():
         )
         batch, _ = prepare(one, old, value, None, FAST)
         losses = (
-            ppo_losses(new, value, batch, dataclasses.replace(FAST, kl_penalty=c, whiten=False), False)[0]
+            ppo_losses(new, value, batch, dataclasses.replace(FAST, kl_penalty=c, whiten=False), 2)[0]
             for c in (1.0, 0.0)
         )
         gradient += law[s, a] * torch.autograd.grad(next(losses) - next(losses), new.logits)[0]
@@ -194,15 +194,15 @@ def test_the_values_step_is_clipped():
     assert loss_and_numbers(value_clip_epsilon=0.01)[1]["value_loss"] > loss_and_numbers()[1]["value_loss"]
 
 
-@pytest.mark.parametrize("first", [True, False])
-def test_a_policy_that_changed_before_the_first_minibatch_is_noticed(first):
+@pytest.mark.parametrize("update", [0, 1])
+def test_a_policy_that_changed_before_the_first_minibatch_is_noticed(update):
     policy, value, batch = prepared(moved=MOVED)
-    if first:
+    if update == 0:
         with pytest.raises(InvariantViolation, match="first_minibatch"):
-            ppo_losses(policy, value, batch, FAST, first)
+            ppo_losses(policy, value, batch, FAST, update)
     else:
-        ppo_losses(policy, value, batch, FAST, first)
-    ppo_losses(policy, value, batch, dataclasses.replace(FAST, check_invariants=False), first)
+        ppo_losses(policy, value, batch, FAST, update)
+    ppo_losses(policy, value, batch, dataclasses.replace(FAST, check_invariants=False), update)
 
 
 def test_dropout_is_noticed_in_the_loop():
@@ -242,7 +242,7 @@ def test_the_loop_takes_the_steps_of_the_formula():
             optimiser.zero_grad()
             ratio = (policy(batch.observations[part]).log_prob(batch.actions[part]) - batch.old_log_probs[part]).exp()
             clipped.append(float(((ratio - 1).abs() > 0.001).float().mean()))
-            ppo_losses(policy, value, batch.select(part), config, first=False)[0].backward()
+            ppo_losses(policy, value, batch.select(part), config, update=2)[0].backward()
             nn.utils.clip_grad_norm_(parameters, 0.3)
             optimiser.step()
     by_hand = [*policy.state_dict().values(), *value.state_dict().values()]
@@ -441,6 +441,6 @@ def test_a_band_narrower_than_rounding_is_no_violation(clip_epsilon):
     config = dataclasses.replace(FAST, clip_epsilon=clip_epsilon)
     policy, value, batch = prepared(config)
     noisy = dataclasses.replace(batch, old_log_probs=batch.old_log_probs + 2e-5)
-    ppo_losses(policy, value, noisy, config, first=True)
+    ppo_losses(policy, value, noisy, config, update=0)
     with pytest.raises(InvariantViolation, match="first_minibatch"):
-        ppo_losses(policy, value, dataclasses.replace(batch, old_log_probs=batch.old_log_probs + 1e-3), config, True)
+        ppo_losses(policy, value, dataclasses.replace(batch, old_log_probs=batch.old_log_probs + 1e-3), config, 0)

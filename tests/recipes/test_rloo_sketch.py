@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from toy_models import PROMPTS, WORDS, word_model
 
-from rlhf_lab.experience.invariants import LiveChecks
+from rlhf_lab.experience.live import LiveChecks
 from rlhf_lab.experience.rewards import Reward, reply_numbers, scores_of
 from rlhf_lab.experience.rollouts import prompts_of, sample_responses
 from rlhf_lab.experience.updates import Experience, accumulate_gradient, clipped_losses, update_numbers
@@ -95,8 +95,9 @@ def train_rloo(
     rate, parameters = config.learning_rate, policy.model.parameters()
     optimiser = torch.optim.AdamW(parameters, lr=rate, eps=1e-5, weight_decay=0.0, fused=True)
     losses = partial(clipped_losses, policy, None, temperature=config.temperature, clip_epsilon=config.clip_epsilon)
-    state = {"forward_tokens": 0, "check_tokens": 0}
-    checks = LiveChecks(policy, config.temperature, config.max_new_tokens, 2 + config.epochs, state)
+    state = {}
+    law = (config.temperature, config.max_new_tokens)
+    checks = LiveChecks(policy, start, *law, state, clip_epsilon=config.clip_epsilon)
     inputs = {"policy": start.model, "prompts": conversations}
     file = Checkpoint(checkpoint, 10, "rloo", config, inputs, policy.model, optimiser, state, several_updates=True)
     look = None if evaluate is None else partial(evaluate, policy)
@@ -107,12 +108,12 @@ def train_rloo(
             asked = prompts_of(conversations, config.prompts_per_iteration, step, config.seed)
             rollout = sample_responses(
                 policy, [prompt for prompt in asked for _ in range(config.replies)], generator=generator,
-                temperature=config.temperature, max_new_tokens=config.max_new_tokens,
+                temperature=config.temperature, max_new_tokens=config.max_new_tokens, keep_logits=checks.law_rows,
             )  # fmt: skip
             log_probs, mask = rollout.log_probs, rollout.batch.mask
             ref_log_probs = response_log_probs(start, rollout.batch, config.temperature, config.micro_batch)
             scores = scores_of(reward, rollout)
-            checks.rollout(step, rollout, scores, log_probs, ref_log_probs if step == 0 else None)
+            checks.rollout(step, rollout, scores, log_probs, ref_log_probs, reward)
             rewards = scores - config.kl_coef * kl_k1(log_probs, ref_log_probs).sum(1)  # [B], one a reply
             advantages = leave_one_out_advantages(rewards.view(-1, config.replies)).view(-1, 1)
             experience = Experience(rollout.batch, log_probs, advantages.expand(mask.shape))
@@ -120,9 +121,8 @@ def train_rloo(
             for rows in minibatches(len(rollout), config.minibatch_rows, config.epochs, generator):
                 part = experience.select(rows)
                 optimiser.zero_grad()
-                new, numbers = accumulate_gradient(losses, part, config.micro_batch)
-                if not updates:
-                    checks.first_minibatch(new, part.old_log_probs, part.batch, config.clip_epsilon)
+                look = checks.look(step, len(updates))
+                new, numbers = accumulate_gradient(losses, part, config.micro_batch, look=look)
                 numbers |= update_numbers(new, part, config.clip_epsilon)
                 (norm,) = clipped_step(optimiser, 1.0, step + 1, policy.model)
                 updates.append(numbers | {"grad_norm": norm})

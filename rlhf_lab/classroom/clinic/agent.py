@@ -3,12 +3,13 @@
 # Chapter 06 shows the first methods of the agent as they stand here, as a reader would write them: without types.
 # mypy: disallow-untyped-defs=False
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from random import Random
 from typing import Any
 
+import gymnasium
 import torch
 from torch import Tensor, nn
 
@@ -61,9 +62,9 @@ class TutorialPPO:
         """The recurrent state with which the next reply begins."""
         return state
 
-    def ready(self, advantages, mask):
-        """[B, T] advantages as the loss takes them."""
-        return advantages
+    def ready(self, advantages, targets, values, mask):
+        """[B, T] what the surrogate is weighted by; `values` are those of now, all else was computed after acting."""
+        return targets - values
 
     def value_loss(self, values, targets):
         """[B, T] what the critic descends; the tutorial has no critic to train."""
@@ -77,6 +78,7 @@ class TutorialPPO:
         self.parameters = list(nn.ModuleList([self.policy, self.value]).parameters())
         self.optimiser = torch.optim.Adam(self.parameters, lr=self.learning_rate, eps=1e-5)
         self.generator, self.state = generator_for(seed, "tutorial"), None
+        self.said: list[Tensor] = []
 
     def acting_law(self, observations: Tensor, state: Tensor | None) -> tuple[torch.distributions.Categorical, Tensor]:
         """The law of the next reply when the GRU begins to read with `state` [1, N, D]; and its state afterwards."""
@@ -89,31 +91,40 @@ class TutorialPPO:
 
     @torch.no_grad()
     def act(self, observations: Tensor) -> Tensor:
-        """[N] replies drawn for [N] visitors."""
+        """[N] replies drawn for [N] visitors; `said` keeps their log-probs, a row an act."""
         law, state = self.acting_law(observations, self.state)
         self.state = self.remember(state)
-        return draw(law, self.generator)
+        replies = draw(law, self.generator)
+        self.said.append(law.log_prob(replies))
+        return replies
 
-    def learn(self, episodes: Episodes) -> dict[str, float]:
-        """A few epochs on what was collected; returns what is worth logging."""
-        with torch.no_grad():
-            old = episodes.log_probs(self.policy)
+    def learn(self, episodes: Episodes, old: Tensor) -> dict[str, float]:
+        """A few epochs on what was collected; returns what is worth logging.
+
+        Args:
+            old: [B, T] log-probs of the replies, kept from acting.
+        """
+        with torch.no_grad():  # advantages and targets are data, computed once
+            values, mask = episodes.values(self.values), episodes.mask  # [B, T + 1], [B, T]
+            errors = self.td_errors(episodes.rewards, values, episodes.discounts)
+            advantages = self.accumulate(errors, episodes.discounts)
+            targets = torch.where(mask, advantages + values[:, :-1], 0.0)
         logged = []
         for _ in range(self.epochs):
             for rows in torch.randperm(len(old), generator=self.generator).tensor_split(self.minibatches):
-                logged.append(self.step(rows_of(episodes, rows), old[rows]))
+                kept = old[rows], advantages[rows], targets[rows]
+                logged.append(self.step(rows_of(episodes, rows), *kept))
         return {name: sum(row[name] for row in logged) / len(logged) for name in logged[0]}
 
-    def step(self, part: Episodes, old: Tensor) -> dict[str, float]:
-        """One gradient step on some rows."""
-        values, mask = part.values(self.values), part.mask  # [B, T + 1], [B, T]
-        advantages = self.accumulate(self.td_errors(part.rewards, values, part.discounts), part.discounts)
-        targets = torch.where(mask, advantages + values[:, :-1], 0.0).detach()
-        law = self.policy(part.observations[:, :-1][mask])
+    def step(self, part: Episodes, old: Tensor, advantages: Tensor, targets: Tensor) -> dict[str, float]:
+        """One gradient step on some rows; [B, T] each."""
+        mask, seen = part.mask, part.observations[:, :-1][part.mask]  # [B, T], [N, L]
+        values = torch.zeros(mask.shape).masked_scatter(mask, self.values(seen))
+        law = self.policy(seen)
         log_probs = torch.zeros(mask.shape).masked_scatter(mask, law.log_prob(part.actions[mask]))
-        ratio, advantages = self.ratio(log_probs, old), self.ready(advantages, mask)
-        gains = torch.minimum(ratio * advantages, ratio.clamp(1 - self.clip, 1 + self.clip) * advantages)
-        loss = masked_mean(self.value_loss(values[:, :-1], targets) - gains, mask)
+        ratio, weights = self.ratio(log_probs, old), self.ready(advantages, targets, values, mask)
+        gains = torch.minimum(ratio * weights, ratio.clamp(1 - self.clip, 1 + self.clip) * weights)
+        loss = masked_mean(self.value_loss(values, targets) - gains, mask)
         self.optimiser.zero_grad()
         (loss - self.entropy_coef * law.entropy().mean()).backward()
         nn.utils.clip_grad_norm_(self.parameters, 0.5)
@@ -124,7 +135,8 @@ class TutorialPPO:
                 "entropy": float(law.entropy().mean()),
                 "clip_fraction": float(masked_mean(outside, mask)),
                 "step_kl": float(masked_mean(kl_k3(old, log_probs), mask)),
-                "explained_variance": float(explained_variance(values[:, :-1], targets, mask)),
+                "explained_variance": float(explained_variance(values, targets, mask)),
+                "advantage": float(masked_mean(weights, mask)),
             }
 
 
@@ -132,6 +144,42 @@ def rows_of(episodes: Episodes, rows: Tensor) -> Episodes:
     """Some rows of a batch of episodes."""
     columns = ("observations", "actions", "rewards", "discounts", "mask")
     return replace(episodes, **{name: getattr(episodes, name)[rows] for name in columns})
+
+
+class Noted(gymnasium.Wrapper):
+    """An environment that remembers which of its steps were the last of an episode."""
+
+    def __init__(self, env: gymnasium.Env):
+        super().__init__(env)
+        self.over: list[bool] = []
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        seen, reward, terminated, truncated, info = self.env.step(action)
+        self.over.append(bool(terminated or truncated))
+        return seen, reward, terminated, truncated, info
+
+
+def in_rows(kept: Sequence[Tensor], over: Sequence[Sequence[bool]]) -> Tensor:
+    """[B, T] numbers that an agent kept in each of its acts, in the rows of `Runner.collect`; 0 at padding.
+
+    Args:
+        kept: for each act, [N] numbers, one an environment. over: [N][acts] whether an episode ended there.
+
+    Example:
+        >>> acts = [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])]
+        >>> in_rows(acts, [[False, False], [True, False]]).tolist()
+        [[2.0, 0.0], [1.0, 3.0], [4.0, 0.0]]
+    """
+    done: list[list[float]] = []
+    going_on: list[list[float]] = [[] for _ in over]
+    for act, numbers in enumerate(kept):
+        for env, number in enumerate(numbers.tolist()):
+            going_on[env].append(number)
+            if over[env][act]:
+                done.append(going_on[env])
+                going_on[env] = []
+    rows = [torch.tensor(row) for row in (*done, *going_on) if row]
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
 # The healthy methods, in the order in which the chapter puts them in.
@@ -163,8 +211,8 @@ def remember_of_agent(self: TutorialPPO, state: Tensor) -> None:
     return None
 
 
-def ready_of_agent(self: TutorialPPO, advantages: Tensor, mask: Tensor) -> Tensor:
-    return masked_whiten(advantages.detach(), mask)
+def ready_of_agent(self: TutorialPPO, advantages: Tensor, targets: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    return masked_whiten(advantages, mask)
 
 
 REPAIRS: dict[str, dict[str, Callable]] = {
@@ -222,13 +270,17 @@ def train_agent(
     Args:
         agent: the class. visitors: who judge it. env: what `DialogueEnv` takes.
     """
-    envs = make_envs(lambda: DialogueEnv(**env), environments, seed)
+    envs = [Noted(made) for made in make_envs(lambda: DialogueEnv(**env), environments, seed)]
     learner = agent(DialogueEnv(**env).vocabulary, len(KINDS), seed)
     runner, history = Runner(envs), History()
     for i in range(iterations):
         episodes = runner.collect(learner.act, steps, learner.gamma)
+        old = in_rows(learner.said, [made.over for made in envs])
+        learner.said.clear()
+        for made in envs:
+            made.over.clear()
         earned = {"return": episodes.mean_return}
-        history.add(step=(i + 1) * environments * steps, **earned, **learner.learn(episodes))
+        history.add(step=(i + 1) * environments * steps, **earned, **learner.learn(episodes, old))
     act = greedy(learner.policy)
     share, held_out = (share_of_optimum(act, visitors, split=split, **env) for split in ("train", "held_out"))
     return Training(learner, history, share, held_out)

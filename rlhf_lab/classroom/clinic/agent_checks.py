@@ -24,13 +24,20 @@ from rlhf_lab.training.randomness import generator_for
 
 @dataclass(frozen=True)
 class Method:
-    """How a method of the agent is graded: inputs after self, the healthy one, cause -> a wrong one."""
+    """How a method of the agent is graded: inputs after self, the healthy one, cause -> a wrong one.
+
+    Attributes:
+        others: as right as the healthy one.
+        mask: of the inputs; only what stands under it is compared.
+    """
 
     inputs: Callable[[], tuple]
     healthy: Callable
     mistakes: Mapping[str, Callable]
     hint: str
     means: str
+    others: tuple[Callable, ...] = ()
+    mask: Callable[[], Tensor] | None = None
 
 
 class Answer:
@@ -62,6 +69,13 @@ def _rows() -> tuple[Tensor, ...]:
     discounts = torch.tensor([[1.0, 1, 0], [0, 0, 0], [1, 0.5, 0], [1, 1, 1]])
     zero = torch.zeros(())
     return torch.where(mask, rewards, zero), values, discounts, torch.where(mask, errors, zero), mask
+
+
+def _weights() -> tuple[Tensor, ...]:
+    """Advantages, targets, live values and their mask, with junk at padding."""
+    mask = _rows()[4]
+    advantages, targets, values = (torch.where(mask, x, torch.nan) for x in _draws((4, 3), (4, 3), (4, 3), seed=9))
+    return advantages, targets, values.requires_grad_(True), mask
 
 
 def _live(*shape: int) -> Tensor:
@@ -158,26 +172,31 @@ METHODS: dict[str, Method] = {
         remember_of_agent,
         {
             "the state is still carried into the next reply": TutorialPPO.remember,
-            "zeros work once; the number of visitors may change, and None means zeros": lambda self, s: s * 0,
+            "without a gradient, and carried into the next reply all the same": lambda self, s: s.detach().clone(),
+            "weaker, and still carried into the next reply": lambda self, s: s / 2,
         },
-        "return None: the GRU reads the whole dialogue from an empty state, as the update does",
+        "begin as the update does: from an empty state, which is None or zeros",
         "the law that acts is the law that is scored",
+        others=(lambda self, state: torch.zeros_like(state),),
     ),
     "ready": Method(
-        lambda: (_live(4, 3), _rows()[4]),
+        _weights,
         ready_of_agent,
         {
-            "neither detached nor whitened": TutorialPPO.ready,
-            "whitened, but a gradient still flows": lambda self, a, m: masked_whiten(a, m),
-            "detached, but not whitened": lambda self, a, m: a.detach(),
-            "whitened over padding": lambda self, a, m: (a.detach() - a.detach().mean()) / a.detach().std(),
-            "the mean is not subtracted": lambda self, a, m: masked_whiten(a.detach(), m, shift_mean=False),
-            "what stands at padding comes out again: put 0 there": lambda self, a, m: (
-                (a.detach() - a.detach()[m].mean()) / a.detach()[m].std()
-            ),
+            "the values are still attached: the surrogate trains the critic": TutorialPPO.ready,
+            "whitened, and the values are still attached": lambda self, a, t, v, m: masked_whiten(t - v, m),
+            "whitened over padding": lambda self, a, t, v, m: (a - a.mean()) / a.std(),
+            "the sign: what came minus what was expected": lambda self, a, t, v, m: (v - t).detach(),
+            "the value is missing as a baseline: right in the mean, with far more noise": lambda self, a, t, v, m: t,
         },
-        "masked_whiten(advantages.detach(), mask)",
-        "advantages are data, on one scale in every batch",
+        "no gradient may pass: take advantages, or (targets - values).detach(); whiten them with masked_whiten or not",
+        "the surrogate moves the policy and nothing else",
+        others=(
+            lambda self, advantages, targets, values, mask: advantages,
+            lambda self, advantages, targets, values, mask: (targets - values).detach(),
+            lambda self, advantages, targets, values, mask: masked_whiten((targets - values).detach(), mask),
+        ),
+        mask=lambda: _rows()[4],
     ),
 }
 
@@ -194,24 +213,36 @@ def grade_method(function: Callable) -> None:
     if name not in METHODS:
         raise KeyError(f"{name} is no method that is graded; expected one of {sorted(METHODS)}")
     method, agent = METHODS[name], _small_agent()
-    answer = lambda f, *inputs: Answer(f(agent, *inputs))  # noqa: E731
     inputs = method.inputs()
+    answer = partial(_answer, agent, None if method.mask is None else method.mask())
+    right = answer(method.healthy, *inputs)
+    as_right = [right, *(answer(other, *inputs) for other in method.others)]
     compare(
         name,
         "random rows of different length",
         partial(answer, function),
-        answer(method.healthy, *inputs),
+        right,
         {cause: partial(answer, wrong, *inputs) for cause, wrong in method.mistakes.items()},
         method.hint,
-        same=lambda got, expected: got.same(expected),
+        same=lambda got, expected: any(map(got.same, as_right if expected is right else [expected])),
         odd=_nothing,
         inputs=inputs,
     )
     print(f"{name}: repaired; {method.means}")
 
 
+def _answer(agent: TutorialPPO, mask: Tensor | None, function: Callable, *inputs: Tensor) -> Answer:
+    """What the function gives; under the mask, if there is one."""
+    given = function(agent, *inputs)
+    masked = mask is not None and isinstance(given, Tensor) and given.shape == mask.shape
+    return Answer(given[mask] if masked else given)
+
+
 def _nothing(got: Answer, expected: Answer) -> str | None:
-    return "it returned None; is there a `return`?" if got.value is None and expected.value is not None else None
+    if got.value is None and expected.value is not None:
+        return "it returned None; is there a `return`?"
+    broken = isinstance(got.value, Tensor) and not torch.isfinite(got.value).all()
+    return "not a number: what stands at padding, NaN here, was counted" if broken else None
 
 
 @cache

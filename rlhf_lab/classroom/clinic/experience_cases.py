@@ -8,9 +8,9 @@ from torch.nn.functional import one_hot
 
 from rlhf_lab.classroom.clinic.cases import Case
 from rlhf_lab.classroom.clinic.faults import (
+    FRAGMENT,
     capped_goes_on,
     full_buffer_is_an_end,
-    gae_of_fragments,
     live_baseline,
     mask_from_tokens,
     no_next_value,
@@ -100,7 +100,7 @@ GAE = {
 }
 EXPERIENCE_CASES: dict[str, Case] = {
     "A": Case(
-        suspect="mask",
+        suspect="pad is end",
         part="mask",
         faults={"mask": mask_from_tokens},
         cure=mask_from_lengths,
@@ -118,7 +118,7 @@ EXPERIENCE_CASES: dict[str, Case] = {
         sign="the score stalls at once and songs end no sooner: nobody teaches the end",
     ),
     "B": Case(
-        suspect="score twice",
+        suspect="paid per token",
         part="rewards",
         faults={"rewards": score_everywhere},
         cure=score_at_last_token,
@@ -129,7 +129,7 @@ EXPERIENCE_CASES: dict[str, Case] = {
         sign="songs too long, values above any score: somebody is paid several times",
     ),
     "C": Case(
-        suspect="score early",
+        suspect="paid early",
         part="rewards",
         faults={"rewards": score_one_early},
         cure=score_at_last_token,
@@ -171,7 +171,7 @@ EXPERIENCE_CASES: dict[str, Case] = {
         hint="0 only where the song is over; a cut goes on with discount 1 and the value bridges it",
         mistakes=ENDS,
         sign="half the way and no further: the last tokens learn, the first ones never do",
-        setting={"advantages": gae_of_fragments},
+        setting={"fragment": FRAGMENT},
     ),
     "G": Case(
         suspect="neighbours",
@@ -185,7 +185,7 @@ EXPERIENCE_CASES: dict[str, Case] = {
         sign="a mean value that first sinks and then runs away upwards, and a score that hardly minds",
     ),
     "H": Case(
-        suspect="live advantage",
+        suspect="live value",
         part="advantages",
         faults={"advantages": live_baseline},
         cure=gae_of_rows,

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from rlhf_lab.classroom.clinic.parts import CLIP, ENTROPY_COEF, KL_COEF, LAM
-from rlhf_lab.classroom.clinic.songs import EOS, LENGTH
+from rlhf_lab.classroom.clinic.songs import EOS
 from rlhf_lab.maths.objectives import entropy
 from rlhf_lab.maths.returns import gae, lambda_returns
 from rlhf_lab.maths.tensors import masked_mean
@@ -52,7 +52,7 @@ def no_next_value(rewards, values, discounts, mask):
 def full_buffer_is_an_end(mask, ended):
     last = one_hot(mask.sum(1) - 1, mask.shape[1]).bool()
     discounts = (mask & ~last).double()
-    discounts[:, FRAGMENT - 1] = 0.0
+    discounts[:, FRAGMENT - 1 :: FRAGMENT] = 0.0
     return discounts
 
 
@@ -107,17 +107,35 @@ def mean_of_micro_batches(loss, mask):
     return sum(masked_mean(loss[rows], mask[rows]) for rows in chunks) / len(chunks)
 
 
-# Settings in which some of the faults live.
-def score_again(sampled: Tensor, rescored: Tensor) -> Tensor:
+def the_row_before(rows):
+    return torch.cat([rows[:, :1], rows[:, :-1]], dim=1)
+
+
+def one_iteration_late(sampled, rescored, earlier):
+    return earlier
+
+
+def one_iteration_behind(first, earlier):
+    return earlier
+
+
+def hotter_top_k(logits):
+    hot = logits / 1.25
+    least = hot.topk(3).values[..., -1:]
+    return torch.where(hot >= least, hot, -torch.inf)
+
+
+def judge_by_length(judge, lengths):
+    order = lengths.argsort(stable=True)  # rows of one length together, to save padding
+    return torch.cat([judge(rows) for rows in order.split(8)])
+
+
+def drop(logits, generator):
+    kept = torch.rand(logits.shape, generator=generator) >= 0.1
+    return logits * kept / 0.9
+
+
+# A setting in which some of the faults live.
+def score_again(sampled: Tensor, rescored: Tensor, earlier: Tensor) -> Tensor:
     """The log-probs kept from sampling are thrown away."""
     return rescored
-
-
-def gae_of_fragments(rewards: Tensor, values: Tensor, discounts: Tensor, mask: Tensor) -> Tensor:
-    """The buffer holds FRAGMENT tokens of a song; what follows is a row of its own, and the value bridges the cut."""
-    pieces = []
-    for start in range(0, LENGTH, FRAGMENT):
-        part = slice(start, min(start + FRAGMENT, LENGTH))
-        longer = slice(start, part.stop + 1)
-        pieces.append(gae(rewards[:, part], values[:, longer], discounts[:, part], mask[:, part], LAM))
-    return torch.cat(pieces, dim=1)

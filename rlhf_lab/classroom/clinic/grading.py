@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from rlhf_lab.classroom.clinic.oracles import (
     pairs_oracle,
     reduction_oracle,
     rows_oracle,
+    scores_oracle,
 )
 from rlhf_lab.classroom.clinic.parts import Parts
 from rlhf_lab.classroom.clinic.ward import CASES
@@ -24,12 +26,14 @@ LATER = "the expected later step, over all 728 songs"
 PAIRS = "the expected step of groups of two, over all pairs of songs"
 ADVANTAGES = "the advantages of six random rows"
 WEIGHTS = "the weight of every token in the loss"
+SCORES = "the scores of 24 replies, each judged alone"
 WHAT: dict[Callable[[Parts | None], Tensor], str] = {
     gradient_oracle: STEP,
     moved_oracle: LATER,
     pairs_oracle: PAIRS,
     rows_oracle: ADVANTAGES,
     reduction_oracle: WEIGHTS,
+    scores_oracle: SCORES,
 }
 
 
@@ -57,8 +61,8 @@ def _same(got: Measured, expected: Measured) -> bool:
 def _answers(repair: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The reader's function, with a word for slips that would otherwise end in a puzzling error or in none."""
 
-    def part(*inputs: Tensor) -> Tensor:
-        given = [x.clone() for x in inputs]  # some of them are cached
+    def part(*inputs: Any) -> Tensor:
+        given = [x.clone() if isinstance(x, Tensor) else x for x in inputs]  # some of them are cached
         answer = repair(*given)
         if answer is None:
             raise ValueError("it returned None; is there a `return`?")

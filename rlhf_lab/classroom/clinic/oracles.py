@@ -13,11 +13,13 @@ from rlhf_lab.classroom.clinic.parts import (
     KL_COEF,
     LAM,
     Parts,
+    Prepared,
     end_at_last_token,
-    gain,
+    forward,
     leash,
     prepare,
     score_at_last_token,
+    score_replies,
 )
 from rlhf_lab.classroom.clinic.songs import (
     LENGTH,
@@ -51,11 +53,17 @@ def token_gradient(replies: Replies, weights: Tensor, logits: Tensor) -> Tensor:
     return flat.index_add(0, rows, steps).view_as(logits)
 
 
-def exact_values(logits: Tensor) -> Tensor:
-    """[2, 121] V(prefix) under these logits: expected score and leash from there on (0 where nobody comes)."""
+def exact_values(logits: Tensor, old_log_probs: Tensor | None = None) -> Tensor:
+    """[2, 121] V(prefix) under these logits: expected score and leash from there on (0 where nobody comes).
+
+    Args:
+        logits: [2, 121, 4] of the law that samples.
+        old_log_probs: [728, 5] of all songs, from which the leash is taken; those of `logits` if None.
+    """
     replies, weights = every_reply(logits)
     mask = length_mask(replies.lengths, LENGTH)
-    policy = score_tokens(probe_logits(), replies.prompts, replies.prefixes, replies.tokens, mask)
+    policy = replies.log_probs if old_log_probs is None else old_log_probs
+    policy = torch.where(weights[:, None] > 0, policy, 0)  # what is never sung may have no log-prob
     ref = score_tokens(reference_logits(), replies.prompts, replies.prefixes, replies.tokens, mask)
     rewards = score_at_last_token(replies.scores, leash(policy - ref), mask)
     to_go = rewards.flip(1).cumsum(1).flip(1)
@@ -63,6 +71,23 @@ def exact_values(logits: Tensor) -> Tensor:
     total = lambda x: torch.zeros(logits[..., 0].numel()).double().index_add(0, cells, x[mask])  # noqa: E731
     visits, sums = total(weights[:, None].expand_as(to_go)), total(weights[:, None] * to_go)
     return torch.where(visits > 0, sums / visits.clamp(min=1e-300), 0).view(logits.shape[:2])
+
+
+@cache
+def earlier_logits() -> Tensor:
+    """[2, 121, 4] the policy of one iteration ago, where a step starts from the probe: half the way to it."""
+    return (reference_logits() + probe_logits()) / 2
+
+
+def every_song(
+    parts: Parts, logits: Tensor, generator: torch.Generator | None = None
+) -> tuple[Replies, Tensor, Tensor, Prepared]:
+    """All songs and how often they are sung, exact values for the law that sings them, and what parts make of it."""
+    replies, weights = every_reply(parts.sampling(logits.detach()))
+    rescored, late = (score_replies(Parts(), replies, x) for x in (logits.detach(), earlier_logits()))
+    leashed = parts.old_log_probs(replies.log_probs, rescored, late)
+    table = exact_values(parts.sampling(logits.detach()), leashed).requires_grad_(True)
+    return replies, weights, table, prepare(parts, replies, logits, table, earlier_logits(), generator)
 
 
 @cache
@@ -80,17 +105,16 @@ def true_gradient() -> Tensor:
     return climb + ENTROPY_COEF * visits[..., None] * bonus
 
 
-def used_gradient(parts: Parts) -> Tensor:
+def used_gradient(parts: Parts, generator: torch.Generator | None = None) -> Tensor:
     """What the first step of an iteration climbs, in the mean over all songs: [2, 121, 5].
 
     The last column is what the policy's objective does to the value of the prefix, and should be 0. The values are
-    exact for the law that samples, so every lambda is unbiased and any difference is the fault's.
+    exact for the law that samples, so every lambda is unbiased and any difference is the fault's. `generator` draws
+    what is random in a pass through the reference.
     """
-    logits, table = probe_logits().clone().requires_grad_(True), exact_values(parts.sampling(probe_logits()))
-    table.requires_grad_(True)
-    replies, weights = every_reply(parts.sampling(probe_logits()))
-    data = prepare(parts, replies, logits, table)
-    gains = gain(parts, replies, data, logits)[0]
+    logits = probe_logits().clone().requires_grad_(True)
+    replies, weights, table, data = every_song(parts, logits, generator)
+    gains = forward(parts, replies, data, logits).gains
     total = (weights[:, None] * torch.where(data.mask, gains, 0)).sum()
     policy, value = torch.autograd.grad(total, (logits, table), allow_unused=True, materialize_grads=True)
     return torch.cat([policy, value[..., None]], dim=-1)
@@ -116,7 +140,7 @@ def moved_oracle(parts: Parts | None) -> Tensor:
     replies, weights = every_reply(probe_logits())
     data = prepare(parts or Parts(), replies, probe_logits(), table)
     if parts is not None:
-        gains = gain(parts, replies, data, moved)[0] - gain(_only_bonus(parts), replies, data, moved)[0]
+        gains = forward(parts, replies, data, moved).gains - forward(_only_bonus(parts), replies, data, moved).gains
         return torch.autograd.grad((weights[:, None] * torch.where(data.mask, gains, 0)).sum(), moved)[0]
     now = score_tokens(moved.detach(), replies.prompts, replies.prefixes, replies.tokens, data.mask)
     ratio, a = torch.exp(now - data.old_log_probs), data.advantages
@@ -162,6 +186,13 @@ def rows_oracle(parts: Parts | None) -> Tensor:
         return torch.where(mask, parts.advantages(rewards, values, discounts, mask), 0)
     alone = zip(rewards.split(1), values.split(1), discounts.split(1), mask.split(1), strict=True)
     return torch.cat([gae(*row, LAM) for row in alone])
+
+
+def scores_oracle(parts: Parts | None) -> Tensor:
+    """The scores of 24 replies of random length; the truth judges each in its place."""
+    lengths = torch.randint(1, LENGTH + 1, (24,), generator=generator_for(8, "lengths"))
+    truth = torch.randn(24, generator=generator_for(9, "scores"), dtype=torch.float64)
+    return truth if parts is None else torch.as_tensor(parts.scores(lambda rows: truth[rows], lengths)).double()
 
 
 def reduction_oracle(parts: Parts | None) -> Tensor:

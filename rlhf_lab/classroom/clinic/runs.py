@@ -1,12 +1,11 @@
 """A training run of these parts: its curves, its songs, and the live checks that it violated."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from rlhf_lab.classroom.clinic.parts import CLIP, KL_COEF, Parts, Prepared, gain, prepare, values_of
+from rlhf_lab.classroom.clinic.parts import CLIP, KL_COEF, Parts, Prepared, forward, prepare, rows_of, values_of
 from rlhf_lab.classroom.clinic.songs import (
     LENGTH,
     PROMPTS,
@@ -17,10 +16,10 @@ from rlhf_lab.classroom.clinic.songs import (
     song,
     world,
 )
-from rlhf_lab.experience import invariants
+from rlhf_lab.classroom.clinic.watch import Watch
 from rlhf_lab.maths.kl import kl_k3
 from rlhf_lab.maths.objectives import entropy, explained_variance
-from rlhf_lab.maths.tensors import check_data, length_mask, masked_mean, masked_sum
+from rlhf_lab.maths.tensors import length_mask, masked_mean, masked_sum
 from rlhf_lab.training.history import History
 from rlhf_lab.training.randomness import generator_for
 
@@ -57,28 +56,26 @@ def train(parts: Parts, seed: int = 0, iterations: int = ITERATIONS, epochs: int
     logits = nn.Parameter(reference_logits().clone())
     table = nn.Parameter(torch.zeros(logits.shape[:2], dtype=torch.float64))
     optimiser = torch.optim.Adam([{"params": [logits], "lr": 0.1}, {"params": [table], "lr": 0.1}], eps=1e-5)
-    generator, history = generator_for(seed, "clinic"), History()
-    fired: dict[str, tuple[int, str]] = {}
-    for step in range(1, iterations + 1):
+    generator, passes, history = generator_for(seed, "clinic"), generator_for(seed, "passes"), History()
+    earlier, watch = logits.detach().clone(), Watch()
+    for number in range(1, iterations + 1):
         replies = sample(parts.sampling(logits), REPLIES, generator)
-        data = prepare(parts, replies, logits, table)
-        ratios = []
+        data = prepare(parts, replies, logits, table, earlier, passes)
+        earlier, ratios = logits.detach().clone(), []
         for epoch in range(epochs):
-            gains, log_probs, ratio = gain(parts, replies, data, logits)
-            if epoch == 0:
-                for name, message in violations(replies, data, log_probs.detach(), step):
-                    fired[name] = (fired.get(name, (0, ""))[0] + 1, fired.get(name, (0, message))[1])
+            step = forward(parts, replies, data, logits, number, epoch)
+            watch.look(step)
             errors = (values_of(replies, table)[:, :-1] - data.targets).square() / 2
-            loss = parts.reduction(errors / 2 - gains, data.mask)
+            loss = step.policy_loss + parts.reduction(errors / 2, data.mask)
             optimiser.zero_grad()
             loss.backward(retain_graph=data.advantages.requires_grad)  # a fault may leave a graph behind
             optimiser.step()
-            ratios.append(ratio.detach())
-        history.add(step=step, **vital_signs(parts, replies, data, logits.detach(), table.detach(), ratios))
+            ratios.append(step.ratio.detach())
+        history.add(step=number, **vital_signs(parts, replies, data, logits.detach(), table.detach(), ratios))
     law, ref_law = world().law(logits.detach()), world().law(reference_logits())
     songs = [f"{PROMPTS[p]}: {song(world().tokens(n))}" for p, n in zip(*_few(replies), strict=True)]
     reward, kl = world().expected_reward(law).mean(), world().kl(law, ref_law).mean()
-    return Run(history, tuple(songs), fired, logits.detach(), float(reward), float(kl))
+    return Run(history, tuple(songs), watch.fired, logits.detach(), float(reward), float(kl))
 
 
 def _few(replies: Replies) -> tuple[list[int], list[int]]:
@@ -92,13 +89,13 @@ def vital_signs(
 ) -> dict[str, float]:
     """The numbers of one iteration; over the mask that the code believes in, where a mask is needed."""
     mask = data.mask
-    rows = logits[replies.prompts[:, None], replies.prefixes]
+    rows = rows_of(replies, logits)
     now = score_tokens(logits, replies.prompts, replies.prefixes, replies.tokens, length_mask(replies.lengths, LENGTH))
     before = replies.log_probs
     outside = torch.stack([((ratio - 1).abs() > CLIP).double() for ratio in ratios]).mean(0)
     values = values_of(replies, table)[:, :-1]
     return {
-        "score": float(replies.scores.mean()),
+        "score": float(data.scores.mean()),
         "kl": float(masked_sum(parts.log_ratio(data.old_log_probs, data.ref_log_probs), mask, dim=1).mean()),
         "entropy": float(masked_mean(entropy(rows), mask)),
         "length": float(replies.lengths.double().mean()),
@@ -107,25 +104,3 @@ def vital_signs(
         "value": float(masked_mean(values, mask)),
         "explained_variance": float(explained_variance(values, data.targets, mask)),
     }
-
-
-def violations(replies: Replies, data: Prepared, log_probs: Tensor, step: int) -> Iterator[tuple[str, str]]:
-    """(name, message) of each live check of the library that this iteration violates."""
-    mask, tolerance = data.mask, invariants.tolerance_for(log_probs.dtype)
-    checks = {
-        "mask": lambda: invariants.check_mask(mask, replies.lengths),
-        "score_counted_once": lambda: invariants.check_score_counted_once(
-            data.rewards, replies.scores, data.penalty, mask, tolerance, data.discounts
-        ),
-        "first_minibatch": lambda: invariants.check_first_minibatch(
-            log_probs, data.old_log_probs, mask, CLIP, tolerance
-        ),
-        "data": lambda: check_data(advantages=data.advantages),
-    }
-    if step == 1:
-        checks["initial_kl"] = lambda: invariants.check_initial_kl(log_probs, data.ref_log_probs, mask, tolerance)
-    for name, check in checks.items():
-        try:
-            check()
-        except (invariants.InvariantViolation, ValueError) as violation:
-            yield name, str(violation)

@@ -24,18 +24,19 @@ from rlhf_lab.classroom.clinic.parts import (
     clipped,
     entropy_bonus,
     leash,
+    policy_over_reference,
     ratio_to_sampler,
     same_law,
     token_mean,
 )
-from rlhf_lab.maths.kl import kl_k1, kl_k3
+from rlhf_lab.maths.kl import kl_k3
 from rlhf_lab.maths.objectives import entropy
 from rlhf_lab.maths.returns import leave_one_out_advantages
 from rlhf_lab.maths.tensors import masked_sum
 
 UPDATE_CASES: dict[str, Case] = {
     "0": Case(
-        suspect="sign",
+        suspect="uphill",
         part="surrogate",
         faults={"surrogate": descend},
         cure=clipped,
@@ -87,7 +88,7 @@ UPDATE_CASES: dict[str, Case] = {
         setting={"old_log_probs": score_again},
     ),
     "K": Case(
-        suspect="ratio 1",
+        suspect="self-comparison",
         part="ratio",
         faults={"ratio": ratio_to_itself},
         cure=ratio_to_sampler,
@@ -120,7 +121,7 @@ UPDATE_CASES: dict[str, Case] = {
         sign="entropy a little below that of a healthy run, and nothing else",
     ),
     "M": Case(
-        suspect="k1 in loss",
+        suspect="KL in the loss",
         part="penalty",
         faults={"penalty": nothing_in_the_reward, "kl_loss": k1_in_the_loss},
         cure=leash,
@@ -137,10 +138,10 @@ UPDATE_CASES: dict[str, Case] = {
         sign="a score better than health, paid for with a KL that no leash holds",
     ),
     "N": Case(
-        suspect="log-ratio",
+        suspect="minus the KL",
         part="log_ratio",
         faults={"log_ratio": reference_over_policy},
-        cure=kl_k1,
+        cure=policy_over_reference,
         oracle=gradient_oracle,
         means="the leash pulls towards the reference, with exactly the gradient of the KL",
         hint="policy minus reference, at tokens that the policy sampled",

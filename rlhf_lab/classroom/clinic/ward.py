@@ -1,7 +1,6 @@
-"""The ward: all patients, their runs, what the reader guesses, the faulty lines, and what a fault costs."""
+"""The ward: all patients, their runs, what they may have, and what a fault costs."""
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -17,15 +16,17 @@ from rlhf_lab.classroom.clinic.oracles import (
     moved_oracle,
     pairs_oracle,
     probe_logits,
+    used_gradient,
 )
-from rlhf_lab.classroom.clinic.parts import KL_COEF, Parts, gain, prepare
+from rlhf_lab.classroom.clinic.parts import KL_COEF, Parts, forward, prepare
 from rlhf_lab.classroom.clinic.runs import REPLIES, Run, train
+from rlhf_lab.classroom.clinic.scoring_cases import SCORING_CASES
 from rlhf_lab.classroom.clinic.songs import reference_logits, sample, world
 from rlhf_lab.classroom.clinic.update_cases import UPDATE_CASES
 from rlhf_lab.maths.intervals import Interval, mean_interval
 from rlhf_lab.training.randomness import generator_for
 
-CASES: dict[str, Case] = dict(sorted((EXPERIENCE_CASES | UPDATE_CASES).items()))
+CASES: dict[str, Case] = dict(sorted((EXPERIENCE_CASES | UPDATE_CASES | SCORING_CASES).items()))
 SEEDS = range(5)
 
 
@@ -74,11 +75,17 @@ def outcome(name: str) -> Outcome:
 
 
 def step_of(name: str) -> tuple[Tensor, Tensor]:
-    """The mean step of a case and the exact one. What mixes songs of a batch is averaged over 200 sampled batches."""
+    """The mean step of a case and the exact one.
+
+    What mixes songs of a batch is averaged over 200 sampled batches, what is random over 50 draws.
+    """
     case = CASES[name]
     if case.oracle in (moved_oracle, pairs_oracle):
         return case.oracle(case.parts()), case.oracle(None)
-    if name in ("G", "P"):
+    if name == "V":
+        draws = [used_gradient(case.parts(), generator_for(seed, "passes")) for seed in range(50)]
+        return torch.stack(draws).mean(0), gradient_oracle(None)
+    if name in ("G", "P", "U"):
         return sampled_step(case.parts()), sampled_step(case.parts(case.cure))
     return gradient_oracle(case.parts()), gradient_oracle(None)
 
@@ -91,8 +98,7 @@ def sampled_step(parts: Parts, batches: int = 200) -> Tensor:
     for _ in range(batches):
         replies = sample(logits, REPLIES, generator)
         data = prepare(parts, replies, logits, table)
-        loss = parts.reduction(-gain(parts, replies, data, logits)[0], data.mask)
-        total += -torch.autograd.grad(loss, logits)[0]
+        total -= torch.autograd.grad(forward(parts, replies, data, logits).policy_loss, logits)[0]
     return total / batches
 
 
@@ -106,28 +112,4 @@ def best_objective() -> float:
 def suspects(names: str, others: tuple[str, ...] = ()) -> None:
     """Print what the patients may have, in alphabetical order."""
     for suspect in sorted([CASES[name].suspect for name in names] + list(others)):
-        print(f"{suspect:15} {SUSPECTS[suspect]}")
-
-
-def diagnose(guesses: Mapping[str, str]) -> int:
-    """Compare guesses (patient -> suspect) with the truth; returns how many are right.
-
-    Raises:
-        ValueError: a guess that is no key of `SUSPECTS`.
-    """
-    right = 0
-    for name, guess in guesses.items():
-        if guess not in SUSPECTS:
-            raise ValueError(f"{guess!r} for patient {name} is no suspect; expected one of {sorted(SUSPECTS)}")
-        case = CASES[name]
-        right += guess == case.suspect
-        verdict = "right" if guess == case.suspect else f"you said {guess}"
-        print(f"{name}: {case.suspect} ({verdict})\n   sign: {case.sign}")
-    print(f"{right} of {len(guesses)} right")
-    return right
-
-
-def reveal(name: str) -> None:
-    """Print the faulty lines of a case."""
-    for part, fault in CASES[name].faults.items():
-        print(f"# patient {name}, part `{part}`\n{inspect.getsource(fault).strip()}")
+        print(f"{suspect:16} {SUSPECTS[suspect]}")

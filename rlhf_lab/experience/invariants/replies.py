@@ -1,50 +1,22 @@
-"""Facts that hold in every correct run of RLHF, checked while it runs; a violation explains itself.
+"""Facts about sampled replies: their tokens, their mask, and what policy, reference and reward say of them.
 
-A wrong temperature, a missing position or a score counted twice does not crash: the run learns a little less, or
-something else. Each check here costs next to nothing and says what was checked, what came out, what usually causes
-it and what to do. `diagnose` goes further: once log-probs disagree, it tries the usual faults one by one and names
-the one that reproduces the numbers.
+Each check costs next to nothing and says what was checked, what came out, what usually causes it and what to do.
+`diagnose` goes further: once log-probs disagree, it tries the usual faults one by one and names the one that
+reproduces the numbers.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from rlhf_lab.experience.invariants.violation import InvariantViolation, difference, tolerance_for, too_far, unlike
 from rlhf_lab.maths import objectives
-from rlhf_lab.maths.tensors import check_shapes, length_mask, masked_mean, masked_sum
+from rlhf_lab.maths.tensors import check_shapes, length_mask
 from rlhf_lab.models.language_model import LanguageModel
 from rlhf_lab.models.scoring import forward, response_log_probs, token_log_probs
-from rlhf_lab.models.tokens import Rollout, TokenBatch
-
-
-class InvariantViolation(RuntimeError):
-    """A fact of every correct run does not hold; `name` says which, the message why and what to do."""
-
-    def __init__(self, name: str, got: str, expected: str, cause: str, remedy: str, chapter: str):
-        self.name = name
-        super().__init__(
-            f"{name}: got {got}; expected {expected}.\n  Cause: {cause}\n  Remedy: {remedy}\n  See chapter {chapter}."
-        )
-
-
-def tolerance_for(dtype: torch.dtype) -> float:
-    """Mean difference in nats that rounding alone explains; the worst token may be ten times it.
-
-    float32 passes of different shape agree to 1e-6 on a small model and 1e-5 on a large one. bfloat16 keeps 8 bits
-    of each number, and differences of 0.03 nats are common.
-
-    Example:
-        >>> tolerance_for(torch.float32)
-        0.0001
-    """
-    tolerances = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.05}
-    if dtype not in tolerances:
-        raise ValueError(f"dtype must be one of {list(tolerances)}, got {dtype}")
-    return tolerances[dtype]
+from rlhf_lab.models.tokens import TokenBatch
 
 
 def check_first_minibatch(
@@ -71,11 +43,11 @@ def check_first_minibatch(
     Source: Huang et al. 2024, The N+ Implementation Details of RLHF with PPO. Chapters 05, 07, 10.
     """
     check_shapes(log_probs=log_probs, old_log_probs=old_log_probs, mask=mask)
-    mean, worst = _difference(log_probs, old_log_probs, mask)
+    mean, worst = difference(log_probs, old_log_probs, mask)
     clipped = 0.0
     if clip_epsilon >= tolerance:
         clipped = float(objectives.clip_fraction(log_probs.detach(), old_log_probs, clip_epsilon, mask))
-    if _too_far(mean, worst, tolerance) or clipped > tolerance:
+    if too_far(mean, worst, tolerance) or clipped > tolerance:
         raise InvariantViolation(
             "first_minibatch",
             f"|log ratio| {mean:.2g} on average, {worst:.2g} at worst, clip fraction {clipped:.3f}",
@@ -113,8 +85,8 @@ def check_rescored(
     Chapters 07, 10.
     """
     check_shapes(sampled=sampled, rescored=rescored, mask=mask)
-    mean, worst = _difference(sampled, rescored, mask)
-    if _too_far(mean, worst, tolerance):
+    mean, worst = difference(sampled, rescored, mask)
+    if too_far(mean, worst, tolerance):
         raise InvariantViolation(
             name,
             f"a difference of {mean:.2g} on average and {worst:.2g} at worst between sampling and scoring",
@@ -194,62 +166,6 @@ def reply_lengths(response_ids: Tensor, ended: Tensor, end_id: int, limit: int) 
     return torch.where(ended, first_end, limit)
 
 
-def check_score_counted_once(
-    rewards: Tensor,
-    scores: Tensor,
-    kl_penalty: Tensor,
-    mask: Tensor,
-    tolerance: float,
-    discounts: Tensor | None = None,
-) -> None:
-    """The rewards of a reply add up to its score and its KL penalty; nothing is bootstrapped after its last token.
-
-        sum_t rewards[b, t] = scores[b] + sum_t kl_penalty[b, t]
-
-    Args:
-        rewards: [B, T] what the advantages are computed from.
-        scores: [B] score of the reply, with the penalty for a missing end.
-        kl_penalty: [B, T] -kl_coef * (log_probs - ref_log_probs), the KL part of the rewards.
-        mask: [B, T] bool.
-        tolerance: relative to 1 + |scores|.
-        discounts: [B, T]; if given, they must be 0 at the last real token.
-
-    Raises:
-        InvariantViolation: named "score_counted_once".
-
-    Chapter 10.
-    """
-    check_shapes(rewards=rewards, kl_penalty=kl_penalty, mask=mask)
-    counted = masked_sum(rewards - kl_penalty, mask, dim=1)
-    wrong = (counted - scores).abs() > tolerance * (1 + scores.abs())
-    if wrong.any():
-        row = int(wrong.nonzero()[0])
-        got, score = float(counted[row]), float(scores[row])
-        times = round(got / score) if score else 0
-        twice = times >= 2 and abs(got - times * score) <= tolerance * (1 + abs(score)) * times
-        raise InvariantViolation(
-            "score_counted_once",
-            f"rewards of row {row} that add up to {got:.4g} (KL penalty apart) for a score of {score:.4g}",
-            "the score once",
-            f"the score was counted {times} times, in two places or at several tokens"
-            if twice
-            else "the score was written to padding, to several tokens, or lost under the mask",
-            "write the score at the last real token, at column length - 1, and only there",
-            "10",
-        )
-    if discounts is not None:
-        last = discounts.gather(1, (mask.sum(1, keepdim=True) - 1).clamp(min=0))
-        if (last != 0).any():
-            raise InvariantViolation(
-                "score_counted_once",
-                f"a discount of {float(last.abs().max()):g} at the last real token",
-                "0",
-                "a reply that hit the limit bootstraps from the value, which is a second copy of the score",
-                "make the last real token terminal, whether or not the reply ended itself",
-                "10",
-            )
-
-
 def check_initial_kl(
     log_probs: Tensor,
     ref_log_probs: Tensor,
@@ -271,8 +187,8 @@ def check_initial_kl(
     Chapter 10.
     """
     check_shapes(log_probs=log_probs, ref_log_probs=ref_log_probs, mask=mask)
-    mean, worst = _difference(log_probs, ref_log_probs, mask)
-    if _too_far(mean, worst, tolerance):
+    mean, worst = difference(log_probs, ref_log_probs, mask)
+    if too_far(mean, worst, tolerance):
         raise InvariantViolation(
             "initial_kl",
             f"log-probs of policy and reference {mean:.2g} apart on average and {worst:.2g} at worst",
@@ -303,17 +219,59 @@ def check_reference_apart(policy: torch.nn.Module, reference: torch.nn.Module) -
         )
 
 
-def check_finite(name: str, tensor: Tensor, step: int) -> None:
-    """Raise FloatingPointError, with the step and the quantity, if anything is NaN or infinite.
+def check_reference_still(before: Tensor, now: Tensor, mask: Tensor, tolerance: float) -> None:
+    """The reference says of the same replies what it said before: it has not moved, and it is not random.
 
-    Example:
-        >>> check_finite("scores", torch.tensor([0.0, 1.0]), step=3)
+    Args:
+        before, now: [B, T] nats of the reference on the same tokens, at two times.
+        mask: [B, T] bool.
+        tolerance: nats, from `tolerance_for`.
+
+    Raises:
+        InvariantViolation: named "reference_still".
+
+    Chapters 06, 10.
     """
-    bad = ~torch.isfinite(tensor.detach())
-    if bad.any():
-        raise FloatingPointError(
-            f"{name} at step {step}: {int(bad.sum())} of {bad.numel()} numbers are NaN or infinite (first at "
-            f"{bad.nonzero()[0].tolist()}); lower the learning rate, or look at what computes {name}"
+    check_shapes(before=before, now=now, mask=mask)
+    mean, worst = difference(before, now, mask)
+    if too_far(mean, worst, tolerance):
+        raise InvariantViolation(
+            "reference_still",
+            f"log-probs of the reference that moved by {mean:.2g} nats on average and {worst:.2g} at worst",
+            f"at most {tolerance:g} and {10 * tolerance:g} for the same tokens",
+            "the reference follows the policy (shared weights, an optimiser that holds them, a moving average), or "
+            "dropout is on in it: then two passes differ",
+            "a deep copy in eval mode, outside of the optimiser, under no_grad",
+            "06",
+        )
+
+
+def check_scores(scores: Tensor, again: Tensor, tolerance: float) -> None:
+    """A reply judged again, among other replies, has the same score: scores belong to their replies.
+
+    Args:
+        scores: [R] as the run uses them. again: [R] of the same replies, judged in another batch.
+        tolerance: relative to 1 + |score|.
+
+    Raises:
+        InvariantViolation: named "scores".
+
+    Chapters 06, 10.
+    """
+    check_shapes(scores=scores, again=again)
+    wrong = unlike(scores, again, tolerance)
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        elsewhere = not unlike(scores.sort().values, again.sort().values, tolerance).any()
+        raise InvariantViolation(
+            "scores",
+            f"a score of {float(scores[row]):.4g} for reply {row}, which is worth {float(again[row]):.4g}",
+            "the same score for the same reply",
+            "the scores are right and belong to other rows: something was sorted or shuffled and the scores were not"
+            if elsewhere
+            else "scores were permuted, changed on their way, or depend on the other replies of the batch",
+            "keep replies and scores in one order; score by content, not by position",
+            "06",
         )
 
 
@@ -356,7 +314,7 @@ def _log_probs(logits: Tensor, batch: TokenBatch, temperature: float) -> Tensor:
 def _distance(given: Tensor, logits: Tensor, batch: TokenBatch, temperature: float) -> float:
     """Mean difference between log-probs and those that these logits give at this temperature."""
     expected = _log_probs(logits, batch, temperature)
-    return _difference(given[:, : expected.shape[1]], expected, batch.mask)[0]
+    return difference(given[:, : expected.shape[1]], expected, batch.mask)[0]
 
 
 def _logits_without_positions(lm: LanguageModel, batch: TokenBatch) -> Tensor:
@@ -365,83 +323,3 @@ def _logits_without_positions(lm: LanguageModel, batch: TokenBatch) -> Tensor:
     mask = torch.cat([batch.prompt_mask, batch.mask], dim=1)
     start = batch.prompt_ids.shape[1] - 1
     return lm.model(tokens, attention_mask=mask).logits[:, start:-1].float()
-
-
-def _too_far(mean: float, worst: float, tolerance: float) -> bool:
-    return not (mean <= tolerance and worst <= 10 * tolerance)  # NaN is too far
-
-
-def _difference(a: Tensor, b: Tensor, mask: Tensor) -> tuple[float, float]:
-    """Mean and largest absolute difference over the mask."""
-    difference = torch.where(mask, (a.detach() - b.detach()).abs(), 0.0)
-    return float(masked_mean(difference, mask)), float(difference.max())
-
-
-# -- the checks of a run ----------------------------------------------------------------------------------------------
-CHECK_ROWS, CHECK_EVERY, CHECK_BUDGET = 2, 10, 0.02  # rows scored again, iterations between, share of forward tokens
-
-
-@dataclass
-class LiveChecks:
-    """What a run checks while it learns; what is scored again for it stays within 2 % of all forward tokens.
-
-    Attributes:
-        policy: the model in training.
-        temperature, max_new_tokens: of the sampling.
-        passes: forward passes over each reply in one iteration, of all models together.
-        counts: where forward_tokens and check_tokens are counted; kept in the checkpoint.
-        on: False checks nothing but that what was computed is finite.
-    """
-
-    policy: LanguageModel
-    temperature: float
-    max_new_tokens: int
-    passes: int
-    counts: dict[str, Any]
-    on: bool = True
-
-    @property
-    def cost(self) -> float:
-        """Forward tokens of the checks over all forward tokens."""
-        return self.counts["check_tokens"] / max(1, self.counts["forward_tokens"])
-
-    def rollout(
-        self, step: int, rollout: Rollout, scores: Tensor, log_probs: Tensor, same: Tensor | None = None
-    ) -> None:
-        """A fresh rollout: all is finite, the mask is that of the lengths, a few rows get the same log-probs again.
-
-        Args:
-            scores: [B]. log_probs: [B, T] nats, of the policy.
-            same: [B, T] log-probs of the reference, where it still is the policy itself: the KL is 0.
-        """
-        check_finite("reward scores", scores, step + 1)
-        check_finite("log-probs of the policy", log_probs, step + 1)
-        batch, policy, tolerance = rollout.batch, self.policy, tolerance_for(self.policy.precision)
-        lengths = batch.prompt_lengths + batch.response_lengths
-        self.counts["forward_tokens"] += self.passes * int(lengths.sum())
-        if not self.on:
-            return
-        check_mask(batch.mask, reply_lengths(batch.response_ids, rollout.ended, policy.end_id, self.max_new_tokens))
-        if same is not None:
-            cause = partial(diagnose, policy, batch, log_probs, same, self.temperature)
-            check_initial_kl(log_probs, same, batch.mask, tolerance, cause)
-        costs = lengths[:CHECK_ROWS].cumsum(0)
-        rows = int((self.counts["check_tokens"] + costs <= CHECK_BUDGET * self.counts["forward_tokens"]).sum())
-        if step % CHECK_EVERY == 0 and rows:
-            self.counts["check_tokens"] += int(costs[rows - 1])
-            few = batch.select(torch.arange(rows))
-            check_padding(policy, few, rollout.log_probs[:rows], self.temperature, tolerance)
-
-    def rewards(
-        self, rewards: Tensor, scores: Tensor, kl_penalty: Tensor, mask: Tensor, discounts: Tensor | None = None
-    ) -> None:
-        """The score is counted once."""
-        if self.on:
-            check_score_counted_once(rewards, scores, kl_penalty, mask, tolerance_for(torch.float32), discounts)
-
-    def first_minibatch(self, log_probs: Tensor, old_log_probs: Tensor, batch: TokenBatch, clip_epsilon: float) -> None:
-        """Before the first update of an iteration the policy is the one that sampled."""
-        if self.on:
-            cause = partial(diagnose, self.policy, batch, old_log_probs, log_probs, self.temperature)
-            tolerance = tolerance_for(self.policy.precision)
-            check_first_minibatch(log_probs, old_log_probs, batch.mask, clip_epsilon, tolerance, cause)
