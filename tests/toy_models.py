@@ -8,6 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from rlhf_lab.experience.rollouts import sample_responses
 from rlhf_lab.models.language_model import LanguageModel
+from rlhf_lab.models.reward_model import RewardModel
 
 WORDS = ("<|pad|>", "<|end|>", "a", "b", "c", "d")
 PROMPTS = ["a", "b c d a b c", "c c", "d a", "b b b b b b b b b", "a b c"]  # ragged, so padded on the left
@@ -33,6 +34,13 @@ def word_model(architecture="gpt2", words=WORDS, seed=0, spread=0.6):
         config = LlamaConfig(**ids, **size, intermediate_size=32, num_key_value_heads=1, initializer_range=spread)
         model = LlamaForCausalLM(config)
     return LanguageModel(model.eval(), tokenizer, end_id=1, pad_id=0)
+
+
+def score_model(lm, seed=3):
+    """A random reward model on the same backbone, with a scale of its own."""
+    model = RewardModel.from_language_model(lm, torch.Generator().manual_seed(seed))
+    model.score_mean, model.score_std = 0.4, 2.0
+    return model
 
 
 def sample(lm, prompts=PROMPTS, seed=0, **options):

@@ -70,6 +70,11 @@ class LiveChecks:
         finally:
             self.seconds += time.perf_counter() - start
 
+    def share_of(self, timings: dict[str, list[float]]) -> float:
+        """Seconds of the checks over all seconds of the iterations."""
+        spent = sum(map(sum, timings.values()))
+        return self.seconds / spent if spent else 0.0
+
     def _thorough(self, step: int) -> bool:
         return self.on and (step < 2 or step % CHECK_EVERY == 0)
 
@@ -265,7 +270,7 @@ def check_policy_loss(
     """What a policy loss does to the log-probs of N actions, and to the logits of their law, is what was declared.
 
     Args:
-        loss: to be minimised, in one graph with `log_probs` [N] and with the law's logits, where it has any.
+        loss: to be minimised (a value loss may be in it), in one graph with `log_probs` [N] and with the law's logits, where it has any.
         old: [N] nats, of the law that acted. advantages: [N] as the loss takes them. count: the sum is divided by it.
 
     Raises:

@@ -247,9 +247,6 @@ def ppo_losses(
     gain = clipped_surrogate_objective(log_probs, old, advantages, config.clip_epsilon)
     divergence, entropy = kl_k3(old, log_probs), law.entropy()  # the actions are samples of the old policy
     gain = gain + config.entropy_coef * entropy - config.kl_penalty * divergence
-    if config.check_invariants and (update == 0 or (update == 1 and config.kl_penalty == 0)):
-        told = (log_probs, old, advantages, len(old), config.clip_epsilon, config.entropy_coef)
-        check_policy_loss(-gain.mean(), law, batch.actions, *told)
     errors = clipped_value_loss(value(batch.observations), batch.old_values, batch.returns, config.value_clip_epsilon)
     numbers = {
         "entropy": entropy.mean(),
@@ -259,4 +256,7 @@ def ppo_losses(
         "value_loss": errors.mean(),
     }
     loss = -gain.mean() + config.value_coef * errors.mean()
+    if config.check_invariants and (update == 0 or (update == 1 and config.kl_penalty == 0)):
+        told = (log_probs, old, advantages, len(old), config.clip_epsilon, config.entropy_coef)
+        check_policy_loss(loss, law, batch.actions, *told)
     return loss, {name: float(number.detach()) for name, number in numbers.items()}

@@ -45,7 +45,7 @@ from rlhf_lab.models.architectures import state_width
 from rlhf_lab.models.language_model import LanguageModel, check_same_tokens
 from rlhf_lab.models.reward_model import RewardModel
 from rlhf_lab.models.scoring import ValueHead, response_log_probs
-from rlhf_lab.models.tokens import encode_prompts
+from rlhf_lab.models.tokens import Rollout, encode_prompts
 from rlhf_lab.records import Conversation, PromptLike, as_conversation
 from rlhf_lab.training.configs import above_zero, at_least_one, flags, from_zero, require, shares, whole
 from rlhf_lab.training.history import Result, mean_rows
@@ -259,12 +259,12 @@ def train_rlhf(
     check_models(policy, reward, reference, value_init)
     start, policy = policy, policy.copy()
     critic = new_critic(start, reward, value_init, config)
-    head = critic if isinstance(critic, ValueHead) else None
     networks = torch.nn.ModuleDict({"policy": policy.model, "value": critic.network}).requires_grad_(True)
     optimiser = new_optimiser(networks, config)
     losses = new_losses(policy, critic, config)
     state, law = new_state(config), (config.temperature, config.micro_batch)
     checks = new_checks(policy, reference or start, state, config)
+    sample = new_sampling(policy, critic, checks, config)
     inputs = run_inputs(start, prompt_rows, reward, reference, value_init, texts)
     file = Checkpoint(
         checkpoint, checkpoint_every, "rlhf", config, inputs, networks, optimiser, state, several_updates=True
@@ -277,9 +277,7 @@ def train_rlhf(
             rate = scale_rates(optimiser, config.optimiser.factor(step, config.iterations))
             with steps.timed("sample"):
                 asked = prompts_of(conversations, config.prompts_per_iteration, step, config.seed)
-                rollout = sample_responses(
-                    policy, asked, generator=generator, value_head=head, keep_logits=checks.law_rows, **config.sampling
-                )
+                rollout = sample(asked, generator=generator)
             with steps.timed("score"):
                 batch, mask = rollout.batch, rollout.batch.mask
                 log_probs, values = old_log_probs_and_values(policy, critic, rollout, *law)
@@ -299,8 +297,8 @@ def train_rlhf(
                 for rows in minibatches(len(rollout), config.minibatch_rows, config.epochs, generator):
                     part = experience.select(rows)
                     optimiser.zero_grad()
-                    seen_by = checks.look(step, len(updates))
-                    new, numbers = accumulate_gradient(losses, part, config.micro_batch, config.value_coef, seen_by)
+                    weights = (config.micro_batch, config.value_coef, checks.look(step, len(updates)))
+                    new, numbers = accumulate_gradient(losses, part, *weights)
                     numbers |= update_numbers(new, part, config.clip_epsilon)
                     if updates and config.kl_stop is not None and numbers["approx_kl"] > config.kl_stop:
                         break
@@ -314,8 +312,7 @@ def train_rlhf(
             steps.log(kl_coef=state["kl_coef"], learning_rate=rate)
             if config.kl_target is not None:
                 state["kl_coef"] = adapted_kl_coef(state["kl_coef"], seen["kl"], config.kl_target)
-    spent = sum(map(sum, steps.timings.values()))
-    cost = checks.seconds / spent if spent else 0.0
+    cost = checks.share_of(steps.timings)
     return RLHFResult(policy, steps.history, steps.interrupted, critic, steps.timings, cost, checks.unchecked)
 
 
@@ -363,9 +360,17 @@ def new_checks(
     policy: LanguageModel, reference: LanguageModel, state: dict[str, Any], config: RLHFConfig
 ) -> LiveChecks:
     """The live checks, told what this run declares."""
-    declared = {name: getattr(config, name) for name in ("clip_epsilon", "entropy_coef", "gae_lambda")}
-    law, on = (config.temperature, config.max_new_tokens), config.check_invariants
-    return LiveChecks(policy, reference, *law, state, **declared, on=on)
+    law, declared = (config.temperature, config.max_new_tokens), (config.clip_epsilon, config.entropy_coef)
+    return LiveChecks(policy, reference, *law, state, *declared, config.gae_lambda, config.check_invariants)
+
+
+def new_sampling(
+    policy: LanguageModel, critic: Critic, checks: LiveChecks, config: RLHFConfig
+) -> Callable[..., Rollout]:
+    """`sample_responses` of the policy as it is now, with its values where it has a head for them."""
+    head = critic if isinstance(critic, ValueHead) else None
+    kept = checks.law_rows
+    return partial(sample_responses, policy, value_head=head, keep_logits=kept, **config.sampling)
 
 
 def run_inputs(

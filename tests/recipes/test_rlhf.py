@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from toy_models import PROMPTS, WORDS, word_model
+from toy_models import PROMPTS, WORDS, score_model, word_model
 
 from rlhf_lab.experience import updates
 from rlhf_lab.experience.rewards import adapted_kl_coef
@@ -47,12 +47,6 @@ def share_of_c(rollout):
     """A reward that any policy gradient must learn: the share of the token c in the reply."""
     batch = rollout.batch
     return ((batch.response_ids == WORDS.index("c")) & batch.mask).float().sum(1) / batch.response_lengths
-
-
-def score_model(lm, seed=3):
-    model = RewardModel.from_language_model(lm, torch.Generator().manual_seed(seed))
-    model.score_mean, model.score_std = 0.4, 2.0
-    return model
 
 
 def weights(result):
