@@ -18,6 +18,7 @@ from rlhf_lab.classroom.course import KERNEL, WIDGET_TYPE, normalise, student_re
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 LONGEST_CELL, MEDIAN_CELL = 30, 8  # lines of code
 MOST_IGNORED = 8  # cells a chapter whose output nbval does not compare
+SHORTEST_ALT = 5  # words
 LARGEST_FILE = 1_000_000  # bytes
 LEAKS = re.compile(
     r"(?<![\w.:/-])/(?:home|root|Users|tmp|work|opt|usr|var|mnt)/\w|\b[A-Z]:\\+\w|site-packages|0x[0-9a-f]{8,}"
@@ -84,6 +85,17 @@ def no_stale_views(book):
     return found
 
 
+def pictures_have_words(book):
+    """Every image carries a text for readers without it: `plots.show(alt)` puts it there."""
+    found = []
+    for i, cell in code_cells(book):
+        for output in cell.outputs:
+            alt = output.get("metadata", {}).get("image/png", {}).get("alt", "")
+            if "image/png" in output.get("data", {}) and len(alt.split()) < SHORTEST_ALT:
+                found.append(f"cell {i} stores an image with the text {alt!r}: plots.show(alt) with a sentence")
+    return found
+
+
 def normal_form(book):
     return [] if normalise(book) == book else ["not as rlhf_lab.classroom.course stores it: run.py notebooks --write"]
 
@@ -140,6 +152,7 @@ RULES = [
     one_kernel,
     no_errors_or_warnings,
     no_stale_views,
+    pictures_have_words,
     normal_form,
     no_leaks,
     short_cells,
@@ -186,12 +199,15 @@ def test_a_good_chapter_passes():
     printed = code(outputs=[stream("0.5 and /usr in words, see https://example.org/home/x\n")])
     trained = code("print(loss)\nassert loss < 1", cell_tags=["nbval-ignore-output"], count=2)
     shell = code("%matplotlib inline", count=3)
-    book = chapter(printed, trained, shell)
+    picture = display("Two lines rise, one of them faster", **{"image/png": "iVBO"})
+    picture.execution_count = 4
+    book = chapter(printed, trained, shell, picture)
     assert {rule.__name__: rule(book) for rule in RULES if rule(book)} == {}
 
 
-def display(**data):
-    return code(outputs=[nbformat.v4.new_output("display_data", data=data)])
+def display(alt=None, **data):
+    metadata = {"image/png": {"alt": alt}} if alt else {}
+    return code(outputs=[nbformat.v4.new_output("display_data", data=data, metadata=metadata)])
 
 
 PLANTED = {
@@ -210,6 +226,7 @@ PLANTED = {
     ),
     "widget view": (no_stale_views, chapter(display(**{WIDGET_TYPE: {"model_id": "1"}})), "widget-view"),
     "svg": (no_stale_views, chapter(display(**{"image/svg+xml": "<svg/>"})), "image/svg+xml"),
+    "no words": (pictures_have_words, chapter(display(**{"image/png": "iVBO"})), "an image with the text ''"),
     "trailing spaces": (normal_form, chapter(code(outputs=[stream("a  \n")])), "not as rlhf_lab.classroom.course"),
     "execution order": (normal_form, chapter(code(count=7)), "not as rlhf_lab.classroom.course"),
     "wall clock": (

@@ -4,6 +4,7 @@ import io
 from types import SimpleNamespace
 
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -201,3 +202,12 @@ def test_quantities_differ_in_colour_and_in_line():
     looks = [SimpleNamespace(face=m[1], hatch=m[2], colour=m[3], line=str(m[4])) for m in plots.MODELS.values()]
     assert len({look.line for look in looks}) == len({look.colour for look in looks}) == len(looks)
     assert plots.COLOURS["policy"] == plots.MODELS["rlhf"][1] == plots.MODELS["rlhf"][3]
+
+
+def test_a_figure_is_shown_with_its_words_and_closed():
+    figure, ax = plt.subplots()
+    ax.plot([0, 1])
+    with pytest.raises(ValueError, match="alt is empty"):
+        plots.show("  ")
+    plots.show("a line that rises")
+    assert figure.number not in plt.get_fignums()
