@@ -17,7 +17,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "rlhf_lab"
 
 RECIPES = ("pretrain", "sft", "reward", "rlhf", "reinforce", "ppo", "q_learning", "dqn")
-CHECKS = ("whole_story", "decisions", "policy_gradient", "values", "advantage", "ppo", "rlhf")
+CHECKS = ("whole_story", "decisions", "planning", "policy_gradient", "values", "advantage", "ppo", "rlhf")
 # The house from bottom to top: its folders, and in each the files. A file may import those before it and no others;
 # the files of a tuple stand side by side and know nothing of each other. An __init__ that is not named here imports
 # nothing of the house.

@@ -2,12 +2,15 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import one_hot
 
 from rlhf_lab.classroom.checks.decisions import (
+    check_asking_range,
     check_bellman_backup,
+    check_chain_values,
     check_discounted_return,
     check_effective_horizon,
     check_greedy_policy,
@@ -72,6 +75,14 @@ def last_of_the_best(*inputs):
 
 
 SOLUTIONS = [
+    (check_chain_values, lambda: (18 / 53, 42 / 53)),
+    (check_chain_values, lambda: torch.tensor([18, 42]).double().numpy() / 53),
+    (check_chain_values, lambda: [0.340, 0.792]),  # three decimals
+    (check_asking_range, lambda: (1 / 6, 5 / 6)),
+    (check_asking_range, lambda: (0.167, np.float32(0.833))),
+    (check_bellman_backup, lambda t, r, g, p, v: bellman_backup(t, r, g, p, v).numpy()),
+    (check_greedy_policy, lambda *inputs: greedy_policy(*inputs).float().numpy()),
+    (check_shaped_rewards, lambda *inputs: shaped_rewards(*inputs).numpy()),
     (check_discounted_return, discounted_return),
     (check_discounted_return, lambda rewards, gamma: torch.tensor(discounted_return(rewards, gamma))),
     (
@@ -127,6 +138,20 @@ def shaped_in_place(transitions, rewards, gamma, potential):
 
 
 MISTAKES = {
+    "chain, swapped": (check_chain_values, lambda: (42 / 53, 18 / 53), "swapped"),
+    "chain, no gamma": (check_chain_values, lambda: (1.0, 1.0), "gamma is forgotten"),
+    "chain, fair coin": (check_chain_values, lambda: (2 / 11, 6 / 11), "same probability"),
+    "chain, left and right": (check_chain_values, lambda: (2 / 37, 10 / 37), "left has 3/4"),
+    "chain, one of two": (check_chain_values, lambda: (18 / 53, 0.75), "equation of cell 0"),
+    "chain, two decimals": (check_chain_values, lambda: (0.34, 0.79), "equation of cell 1"),
+    "chain, one number": (check_chain_values, lambda: 0.34, "two numbers"),
+    "chain, nothing": (check_chain_values, lambda: None, "two numbers"),
+    "range, old prices": (check_asking_range, lambda: (0.1, 0.9), "prices of section 6"),
+    "range, old question": (check_asking_range, lambda: (1 / 15, 14 / 15), "dearer question"),
+    "range, old mistake": (check_asking_range, lambda: (0.25, 0.75), "dearer mistake"),
+    "range, one end": (check_asking_range, lambda: (1 / 6, 0.8), "better of the two guesses"),
+    "range, the wrong way round": (check_asking_range, lambda: (5 / 6, 1 / 6), "better of the two guesses"),
+    "range, everywhere": (check_asking_range, lambda: (0, 1), "better of the two guesses"),
     "return, list emptied": (check_discounted_return, emptied, "in place"),
     "return, text": (check_discounted_return, lambda r, g: str(discounted_return(r, g)), "not a number"),
     "backup, in place": (check_bellman_backup, backup_in_place, "in place"),
@@ -243,3 +268,11 @@ def test_unfinished_exercise_says_so():
 
     with pytest.raises(NotImplementedError, match="your turn"):
         check_discounted_return(unfinished)
+
+
+@pytest.mark.parametrize("check", [check_chain_values, check_asking_range])
+def test_answers_by_hand_are_not_given_away(check):
+    with pytest.raises(AssertionError) as error:
+        check(lambda: (0.4, 0.6))
+    for digits in ("0.339", "0.340", "0.792", "0.166", "0.167", "0.833"):
+        assert digits not in str(error.value)

@@ -6,15 +6,15 @@ same answer.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from random import Random
 
 import torch
 from torch import Tensor
 
-from rlhf_lab.classroom.checks.comparing import compare, exercise, odd_tensors, same_tensors
-from rlhf_lab.maths.mdp import TabularMDP, policy_evaluation, value_iteration
+from rlhf_lab.classroom.checks.comparing import as_tensor, compare, exercise, fail, odd_tensors, same_tensors
+from rlhf_lab.maths.mdp import TabularMDP, chain, policy_evaluation, value_iteration
 
 RANDOM_CASES = 30
 STATES, ACTIONS = 4, 3
@@ -37,6 +37,82 @@ def _random_process(seed: int) -> TabularMDP:
 
 def _random_table(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed + 1000), dtype=torch.float64)
+
+
+# -- by hand ----------------------------------------------------------------------------------------------------------
+BY_HAND = 2e-3  # three decimals are enough
+Pair = Callable[[], tuple[float, float]]
+
+
+def _two_numbers(name: str, function: Pair) -> list[float]:
+    got = function()
+    numbers = [as_tensor(number) for number in got] if isinstance(got, Iterable) else []
+    if len(numbers) != 2 or not all(isinstance(x, Tensor) and x.numel() == 1 for x in numbers):
+        fail(name, "what it returned", got, "two numbers", "is there a `return` with both of them?", "what is asked")
+    return [float(x) for x in numbers if isinstance(x, Tensor)]
+
+
+@exercise
+def check_chain_values(function: Pair) -> None:
+    """Check `chain_values()`: V(0) and V(1) of a chain of two cells, gamma 1/2, right with probability 3/4.
+
+    They are put into Bellman's equations of the two cells; the right answer is not shown.
+
+    Raises:
+        AssertionError: with the first equation that they do not solve, and the mistake that gives the same numbers.
+    """
+    name, got = "chain_values", _two_numbers("chain_values", function)
+    process, policy = chain(2, gamma=0.5), torch.tensor([[0.25, 0.75]] * 3)
+    sides = (policy * process.q_values(torch.tensor([*got, 0.0]).double())).sum(dim=1).tolist()
+    cause = "write one equation a cell: what the step pays, and 1/2 times what the next cell is worth"
+    solved = lambda p, gamma: policy_evaluation(chain(2, gamma=gamma), torch.tensor([p] * 3)).tolist()[:2]  # noqa: E731
+    faults = {
+        "the two values are swapped: cell 1 is nearer to the end": solved([0.25, 0.75], 0.5)[::-1],
+        "gamma is forgotten": solved([0.25, 0.75], 1.0),
+        "left and right have the same probability here; the policy goes right with 3/4": solved([0.5, 0.5], 0.5),
+        "left has 3/4 here; the policy goes right with 3/4": solved([0.75, 0.25], 0.5),
+    }
+    cause = next((c for c, pair in faults.items() if math.dist(got, pair) < BY_HAND), cause)
+    for cell, (left, right) in enumerate(zip(got, sides[:2], strict=True)):
+        if not abs(left - right) < BY_HAND:
+            sides_differ = f"{right:.4f}, the right side of its equation with your two values"
+            fail(name, f"the equation of cell {cell}", f"V({cell}) = {left:.4f}", sides_differ, cause)
+    print(f"{name}: passed (both equations hold)")
+
+
+def _first_replies(buyers: float, price: float, wrong: float) -> list[float]:
+    """Value of bookshop, library, asking and not knowing as the first reply."""
+    return [buyers - wrong * (1 - buyers), (1 - buyers) - wrong * buyers, 1 - price, 0.0]
+
+
+@exercise
+def check_asking_range(function: Pair) -> None:
+    """Check `asking_range()`: between which shares of buyers asking is best, if it costs 0.5 and the wrong place 2.
+
+    Both ends are tried from both sides; the right answer is not shown.
+
+    Raises:
+        AssertionError: with the share where the range is wrong and what the first replies are worth there.
+    """
+    name, ends = "asking_range", _two_numbers("asking_range", function)
+    ask = lambda b, price=0.5, wrong=2.0: max(_first_replies(b, price, wrong)) == 1 - price  # noqa: E731
+    others = {
+        "these are the prices of section 6": (0.2, 1.0),
+        "the dearer question is forgotten: asking costs 0.5 here": (0.2, 2.0),
+        "the dearer mistake is forgotten: the wrong place costs 2 here": (0.5, 1.0),
+    }
+    steps = [i / 1000 for i in range(1001)]
+    cause = "the range ends where asking is worth as much as the better of the two guesses"
+    for fault, prices in others.items():
+        asked = [b for b in steps if ask(b, *prices)]
+        cause = fault if math.dist(ends, (asked[0], asked[-1])) < 2 * BY_HAND else cause
+    for share in (end + side for end in ends for side in (-BY_HAND, BY_HAND)):
+        inside, worth = ends[0] < share < ends[1], [f"{value:+.3f}" for value in _first_replies(share, 0.5, 2.0)]
+        if inside != ask(share) or not 0 <= ends[0] < ends[1] <= 1:
+            right = f"bookshop {worth[0]}, library {worth[1]}, ask {worth[2]}, do not know {worth[3]}"
+            case = f"a share of {share:.3f} buyers"
+            fail(name, case, "ask" if inside else "do not ask", right, cause)
+    print(f"{name}: passed (both ends, from both sides)")
 
 
 # -- discounted return ------------------------------------------------------------------------------------------------
@@ -67,7 +143,9 @@ def check_discounted_return(function: Callable[[Sequence[float], float], float])
 def _return_faults(rewards: Sequence[float], gamma: float) -> dict[str, Callable[[], float]]:
     later = "gamma is applied once to everything that follows; every further step counts gamma again"
     return {
-        "off by one: the first reward is not discounted at all": lambda: _discounted(rewards, gamma, 1),
+        "off by one: this is gamma^(t+1); the first reward has t = 0, so it counts gamma^0 = 1": lambda: _discounted(
+            rewards, gamma, 1
+        ),
         "gamma is forgotten: it is the plain sum": lambda: sum(rewards),
         "the order: the last reward is discounted most, not least": lambda: _discounted(rewards[::-1], gamma),
         later: lambda: rewards[0] + gamma * sum(rewards[1:]),
@@ -233,12 +311,14 @@ def _same_policy(q_values: Tensor, got: object, expected: Tensor) -> bool:
     """Where actions are equally good, the probability may lie on any of them."""
     best = q_values == q_values.amax(dim=1, keepdim=True)
     gathered = lambda p: torch.cat([p * ~best, (p * best).sum(dim=1, keepdim=True)], dim=1)  # noqa: E731
+    got = as_tensor(got)
     shaped = isinstance(got, Tensor) and got.shape == q_values.shape
     return shaped and same_tensors(gathered(got), gathered(expected))
 
 
 def _odd_policy(q_values: Tensor, got: object, expected: Tensor) -> str | None:
-    if isinstance(got, Tensor) and got.shape == q_values.shape[:1]:
+    numbers = as_tensor(got)
+    if isinstance(numbers, Tensor) and numbers.shape == q_values.shape[:1]:
         return "one number a state; a policy is a law, [S, A], with a row of probabilities for each state"
     return _odd(got, expected)
 
@@ -292,7 +372,7 @@ def _check_same_best_policy(name: str, function: Callable, seed: int, hint: str)
     potential[-1] = 0
 
     def solved() -> Tensor:
-        shaped = function(mdp.transitions, mdp.rewards, mdp.gamma, potential).double()
+        shaped = torch.as_tensor(function(mdp.transitions, mdp.rewards, mdp.gamma, potential)).double()
         values, policy = value_iteration(TabularMDP(mdp.transitions, shaped, mdp.start, mdp.gamma))
         return torch.cat([(values + potential)[:, None], policy], dim=1)[:-1]
 
