@@ -6,7 +6,7 @@ fault of the code is there from the start, or from the first step on.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +18,7 @@ from torch.distributions import Categorical, Distribution
 
 from rlhf_lab.experience import invariants
 from rlhf_lab.experience.episodes import Episodes
+from rlhf_lab.experience.rewards import Reward, scores_of
 from rlhf_lab.experience.updates import Experience, Look, Losses
 from rlhf_lab.models.language_model import LanguageModel
 from rlhf_lab.models.reward_model import RewardModel
@@ -86,14 +87,14 @@ class LiveChecks:
         scores: Tensor,
         log_probs: Tensor,
         ref_log_probs: Tensor,
-        reward: Callable[[Rollout], Tensor] | None = None,
+        reward: Reward | None = None,
     ) -> None:
         """All is finite; the mask is that of the lengths; the tokens are of the scored law; nobody has moved who should
         not have.
 
         Args:
             step: from 0. scores: [B] before penalties. log_probs, ref_log_probs: [B, T] nats.
-            reward: judges a few replies again, where it is a RewardModel.
+            reward: judges the replies once more where the checks are thorough, if it is a RewardModel.
         """
         invariants.check_finite("reward scores", scores, step + 1)
         invariants.check_finite("log-probs of the policy", log_probs, step + 1)
@@ -140,8 +141,8 @@ class LiveChecks:
         kl = invariants.KLSum(slack=slack, book=self.book.setdefault("kl_sum", {}))
         kl.update(log_probs - ref_log_probs, batch.mask, price)
 
-    def _again(self, rollout: Rollout, scores: Tensor, ref_log_probs: Tensor, reward: Callable | None) -> None:
-        """A few rows once more, each alone: by the policy, by the reference now and then, by the reward model."""
+    def _again(self, rollout: Rollout, scores: Tensor, ref_log_probs: Tensor, reward: Reward | None) -> None:
+        """A few rows once more, each alone, by policy and reference; the rows of the start; all scores."""
         few = rollout.batch.select(torch.arange(min(CHECK_ROWS, len(rollout))))
         rows, width = few.mask.shape
         invariants.check_padding(self.policy, few, rollout.log_probs[:rows], self.temperature, self._tolerance)
@@ -154,11 +155,7 @@ class LiveChecks:
         now = response_log_probs(self.reference, start, self.temperature)
         invariants.check_reference_still(before, now, start.mask, ref_tolerance)
         if isinstance(reward, RewardModel):
-            again = Rollout(
-                rollout.conversations[:rows], rollout.texts[:rows], few, rollout.log_probs[:rows, :width], None,
-                rollout.ended[:rows],
-            )  # fmt: skip
-            invariants.check_scores(scores[:rows], reward(again).to(scores), invariants.tolerance_for(reward.precision))
+            invariants.check_scores(scores, scores_of(reward, rollout), invariants.tolerance_for(reward.precision))
         else:
             self.unchecked["scores"] = "the reward is a function, which is called once an iteration"
 
@@ -220,6 +217,7 @@ class LiveChecks:
     def _losses(self, losses: Losses, part: Experience, count: Tensor, first: bool) -> None:
         with self._timed():
             batch, mask = part.batch, part.batch.mask
+            invariants.check_fresh_gradient(self.policy.model)
             now, old, clip = losses.log_probs.detach(), part.old_log_probs, self.clip_epsilon
             if first:
                 cause = partial(invariants.diagnose, self.policy, batch, old, now, self.temperature)
@@ -270,7 +268,8 @@ def check_policy_loss(
     """What a policy loss does to the log-probs of N actions, and to the logits of their law, is what was declared.
 
     Args:
-        loss: to be minimised (a value loss may be in it), in one graph with `log_probs` [N] and with the law's logits, where it has any.
+        loss: to be minimised, perhaps with a value loss in it; in one graph with `log_probs` [N] and with the logits
+            of the law, where it has any.
         old: [N] nats, of the law that acted. advantages: [N] as the loss takes them. count: the sum is divided by it.
 
     Raises:

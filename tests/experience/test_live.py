@@ -129,6 +129,23 @@ def test_a_reward_model_is_asked_again():
     assert train(score_model(word_model())).unchecked == {}
 
 
+def test_scores_cached_by_prompt(monkeypatch):
+    known = {}
+
+    def cached(scores, rollout, state):
+        return torch.stack([known.setdefault(p, s) for p, s in zip(rollout.conversations, scores, strict=True)])
+
+    monkeypatch.setattr(rlhf, "remembered", cached)
+    with pytest.raises(InvariantViolation, match="scores:"):
+        train(score_model(word_model()))
+
+
+def test_gradients_that_pile_up(monkeypatch):
+    monkeypatch.setattr(torch.optim.Optimizer, "zero_grad", lambda self, set_to_none=True: None)
+    with pytest.raises(InvariantViolation, match="fresh_gradient"):
+        train()
+
+
 def test_the_bets_go_on_after_a_pause(tmp_path):
     calls, file = [], tmp_path / "run.pt"
 

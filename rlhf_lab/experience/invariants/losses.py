@@ -1,7 +1,7 @@
 """Facts about the loss: what it does to each log-prob, each logit and each value is what was declared, and no more."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from rlhf_lab.experience.invariants.violation import InvariantViolation, unlike
@@ -11,6 +11,29 @@ from rlhf_lab.maths.tensors import check_shapes
 def derivatives(loss: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
     """d loss / d input for tensors inside its graph, which is kept; 0 where the loss does not depend on one."""
     return torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True, materialize_grads=True)
+
+
+def check_fresh_gradient(network: nn.Module) -> None:
+    """Before the first backward pass of a minibatch no parameter holds a gradient.
+
+    Raises:
+        InvariantViolation: named "fresh_gradient".
+
+    Example:
+        >>> check_fresh_gradient(nn.Linear(2, 2))
+
+    Chapter 05.
+    """
+    left = [name for name, p in network.named_parameters() if p.grad is not None and bool(p.grad.any())]
+    if left:
+        raise InvariantViolation(
+            "fresh_gradient",
+            f"a gradient in {len(left)} parameters ({left[0]} first) before the backward pass",
+            "none",
+            "the gradient of an earlier minibatch is still there, so every step repeats the steps before it",
+            "optimiser.zero_grad() before each minibatch, on the optimiser that steps",
+            "05",
+        )
 
 
 def check_ratio(ratio: Tensor, log_probs: Tensor, sampled: Tensor, mask: Tensor, tolerance: float) -> None:
