@@ -78,6 +78,7 @@ def test_td_errors_passes(solution, capsys):
         (lambda r, v, d, m: td_errors(r, v, ends_last(d, m), m), "inside a row is passed over"),
         (lambda r, v, d, m: td_errors(r, v, cut_is_end(d, m), m), "a row that was cut counts as ended"),
         (lambda r, v, d, m: td_errors(r.mul_(m), v, d, m), "in place"),
+        (lambda r, v, d, m: (r + d * v[:, 1:].detach() - v[:, :-1].detach()) * m, "padding counts"),
     ],
 )
 def test_td_errors_names_the_mistake(mistake, cause):
@@ -154,6 +155,14 @@ def over_rows(rewards, values, discounts, mask, lam):
     return torch.stack(rows) * mask
 
 
+def multiplied_by_the_mask(rewards, values, discounts, mask, lam):
+    """Right wherever padding holds finite numbers."""
+    rows, ahead = (rewards + discounts * values[:, 1:] - values[:, :-1]).detach() * mask, mask[:, 1:] * 1.0
+    for t in reversed(range(mask.shape[1] - 1)):
+        rows[:, t] += discounts[:, t] * lam * ahead[:, t] * rows[:, t + 1]
+    return rows
+
+
 @pytest.mark.parametrize(
     ("mistake", "cause"),
     [
@@ -176,6 +185,7 @@ def over_rows(rewards, values, discounts, mask, lam):
         (lambda r, v, d, m, lam: gae(r, v, ends_last(d, m), m, lam), "inside a row is passed over"),
         (lambda r, v, d, m, lam: gae(r, v, cut_is_end(d, m), m, lam), "a row that was cut counts as ended"),
         (gae_of_scaled_discounts, "argument 3 after the call"),
+        (multiplied_by_the_mask, "padding counts"),
     ],
 )
 def test_gae_names_the_mistake(mistake, cause):
@@ -262,9 +272,30 @@ def value_targets(rewards, values, discounts, mask, lam):
     return torch.stack(columns, 1)
 
 
-@pytest.mark.parametrize("solution", [value_targets, returns.lambda_returns])
+def by_rows_of_targets(rewards, values, discounts, mask, lam):
+    """The same recursion, written over the rows."""
+    result = torch.zeros_like(rewards)
+    for b, steps in enumerate(mask.sum(1).tolist()):
+        ahead = values[b, steps].detach()
+        for t in reversed(range(steps)):
+            ahead = rewards[b, t] + discounts[b, t] * ((1 - lam) * values[b, t + 1].detach() + lam * ahead)
+            result[b, t] = ahead
+    return result
+
+
+@pytest.mark.parametrize("solution", [value_targets, by_rows_of_targets])
 def test_value_targets_passes(solution):
     checks.check_value_targets(solution)
+
+
+def gae_plus_value(rewards, values, discounts, mask, lam):
+    return torch.where(mask, returns.gae(rewards, values, discounts, mask, lam) + values[:, :-1].detach(), 0)
+
+
+@pytest.mark.parametrize("short_cut", [returns.lambda_returns, gae_plus_value])
+def test_value_targets_by_gae_are_no_recursion(short_cut):
+    with pytest.raises(AssertionError, match="this is GAE plus the value"):
+        checks.check_value_targets(short_cut)
 
 
 def target_mistake(**options):

@@ -1,6 +1,7 @@
 """Each check of chapter 05 passes the solution and names realistic mistakes; the stored results are not stale."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -148,6 +149,10 @@ def smaller_mean(n, o, a, m, e):
 
 
 SURROGATE_MISTAKES = {
+    "times the mask": (
+        surrogate_mistake(right, lambda gain, mask: (gain * mask).sum() / mask.sum()),
+        "padding counts",
+    ),
     "always 0.2": (lambda *x: clipped_surrogate(*x[:4], 0.2), r"epsilon 0.3:[^$]*the band is fixed at 0.2"),
     "quotient": (
         lambda n, o, a, m, e: right(n / o.detach(), a.detach(), e)[m].mean(),
@@ -233,6 +238,10 @@ def returns_overwritten(values, old_values, returns, mask, clip_epsilon):
 
 
 VALUE_MISTAKES = {
+    "times the mask": (
+        value_mistake(right_value, lambda loss, mask: (loss * mask).sum() / mask.sum()),
+        "padding counts",
+    ),
     "larger mean": (
         lambda v, o, r, m, e: torch.maximum(
             ((v - r.detach()) ** 2)[m].mean() / 2, ((near(v, o.detach(), e) - r.detach()) ** 2)[m].mean() / 2
@@ -288,7 +297,14 @@ def with_fraction(fraction):
     return lambda n, o, m, e: (gauges(n, o, m, e)[0], fraction(n, o, m, e))
 
 
+def times_mask(n, o, m, e):
+    change = n - o
+    outside = ((change.exp() - 1).abs() > e).double()
+    return ((change.exp() - 1 - change) * m).sum() / m.sum(), (outside * m).sum() / m.sum()
+
+
 GAUGE_MISTAKES = {
+    "times the mask": (times_mask, "padding counts"),
     "always 0.2": (lambda n, o, m, e: gauges(n, o, m, 0.2), "epsilon 0.3"),
     "percent": (lambda n, o, m, e: (gauges(n, o, m, e)[0], 100 * gauges(n, o, m, e)[1]), "this is in percent"),
     "in place": (lambda n, o, m, e: gauges(n.sub_(o), 0 * o, m, e), "argument 1 after the call"),
@@ -331,7 +347,17 @@ def policy_overwritten(process, policy, old_policy):
     return (policy * (process.q_values(values) - values[:, None])).sum()
 
 
+def start_values(process, policy, old_policy):
+    new, old = (mdp.policy_evaluation(process, law) for law in (policy, old_policy))
+    return (process.start * (new - old)).sum()
+
+
 DIFFERENCE_MISTAKES = {
+    "two returns": (
+        lambda m, p, o: mdp.expected_return(m, p) - mdp.expected_return(m, o),
+        "pays 1e15 to all[^$]*two returns of 1e15",
+    ),
+    "two values": (start_values, "two returns of 1e15"),
     "in place": (policy_overwritten, "argument 2 after the call"),
     "old visits": (lambda m, p, o: weighted(m, o, p, o), "visits of the old policy"),
     "sign": (lambda m, p, o: performance_difference(m, o, p), "the sign"),
@@ -371,24 +397,53 @@ def final_scores(study, part):
     return scores
 
 
+def tuned(study, part):
+    """Arm -> its mean score on the tuning seeds."""
+    return {arm: sum(seeds.values()) / len(seeds) for arm, seeds in final_scores(study, part).items()}
+
+
 def test_settings_are_the_best_of_the_tuning_seeds(study):
-    """No arm was given more candidates than another, and none was tuned on the seeds that count."""
-    scores = final_scores(study, "leash tuning") | final_scores(study, "tour tuning")
-    mean = {arm: sum(seeds.values()) / len(seeds) for arm, seeds in scores.items()}
-    assert min(study.CLIPS, key=lambda e: mean[f"clip {e:g}"]) == study.CLIP
-    assert min(study.PENALTIES, key=lambda w: mean[f"KL penalty {w:g}"]) == study.PENALTY
-    assert len(study.CLIPS) == len(study.PENALTIES)
+    limit, tour = tuned(study, "limit tuning"), tuned(study, "tour tuning")
+    for rate, width, weight in zip(study.STEP_RATES, study.CLIP, study.PENALTY, strict=True):
+        assert min(study.WIDTHS, key=lambda e: limit[f"clip {e:g}, rate {rate:g}"]) == width
+        assert min(study.WEIGHTS, key=lambda w: limit[f"KL penalty {w:g}, rate {rate:g}"]) == weight
     for name, rate in study.RATE.items():
-        assert min(study.RATES, key=lambda r: mean[f"{name} {r:g}"]) == rate
-    for part in ("leash", "tour"):
-        assert not set(study.PARTS[part].seeds) & set(study.PARTS[f"{part} tuning"].seeds)
+        assert min(study.RATES, key=lambda r: tour[f"{name} {r:g}"]) == rate
+
+
+def test_every_arm_had_as_many_tuning_runs_as_the_others_on_other_seeds(study):
+    runs = {"clip": 0, "KL penalty": 0, "neither": 0}
+    for arm, seeds in final_scores(study, "limit tuning").items():
+        runs[next(name for name in runs if arm.startswith(name))] += len(seeds)
+    assert set(runs.values()) == {len(study.STEP_RATES) * len(study.WIDTHS) * len(study.SHORT_TUNING)}
+    for part in ("limit", "epochs", "tour"):
+        parts = (final_scores(study, name) for name in (part, part + " tuning"))
+        measured, chosen = ({seed for seeds in scores.values() for seed in seeds} for scores in parts)
+        assert not measured & chosen
+        assert len(measured) >= 10
+
+
+def test_runs_side_by_side_are_those_of_the_library(study):
+    """Clip, penalty and neither, three seeds, three rates, three iterations each, beside train_ppo."""
+    free, clipped = study.in_a_hurry(0.02, clip_epsilon=math.inf), study.in_a_hurry(0.03, clip_epsilon=0.1)
+    runs = [clipped, study.in_a_hurry(0.01, clip_epsilon=math.inf, kl_penalty=3.0), free]
+    short = {"total_steps": 3 * 4 * study.BATCH, "evaluate_every": 1, "max_grad_norm": 0.02}  # so that it is cut
+    runs = [replace(run, config=replace(run.config, seed=seed, **short)) for seed, run in enumerate(runs)]
+    together = study.SideBySide(runs).histories()
+    for rows, run in zip(together, runs, strict=True):
+        alone = study.tour(run.config)
+        assert [row["step"] for row in rows] == [0, 256, 512, 768]
+        for row, expected in zip(rows, alone, strict=True):
+            assert row == pytest.approx(expected, rel=1e-4, abs=1e-6, nan_ok=True)
+    other = study.SideBySide([replace(run, beta1=0.0) for run in runs]).histories()
+    assert all(a[-1]["score"] != pytest.approx(b[-1]["score"], rel=1e-3) for a, b in zip(together, other, strict=True))
 
 
 def test_a_stored_run_starts_where_the_code_starts(study):
     """The library may change without the script: the exact shortfall of the reference, and the optimum's of 0."""
     world, reference = study.world_and_reference()
-    best = world.optimum(study.law_of(world, reference), study.KL_COEF)
-    start = study.KL_COEF * float(world.kl(study.law_of(world, reference), best))
+    best = world.optimum(study.law_of(world, reference.logits), study.KL_COEF)
+    start = study.KL_COEF * float(world.kl(study.law_of(world, reference.logits), best))
     stored = [float(r["score"]) for r in read_rows(study.RESULTS) if r["part"] == "tour" and r["step"] == "0"]
     assert stored == pytest.approx([start] * 30, rel=1e-5)
     assert float(world.kl(best, best)) == pytest.approx(0, abs=1e-12)

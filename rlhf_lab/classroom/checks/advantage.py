@@ -1,10 +1,11 @@
 """Checks of the exercises of chapter 04.
 
 Each compares a function with the definition: on two rows small enough for paper, on random ragged rows with junk at
-padding, and on values that require grad. When something differs, the usual mistakes are tried on the same inputs, and
-the message names the one that gives the same numbers.
+padding, finite numbers first, then NaN and infinity, and on values that require grad. When something differs, the usual
+mistakes are tried on the same inputs, and the message names the one that gives the same numbers.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_lab.classroom.checks.comparing import compare, exercise, expect_data, odd_tensors, same_tensors
+from rlhf_lab.classroom.checks.comparing import compare, exercise, expect_data, odd_tensors, same_tensors, spoil
 from rlhf_lab.maths.tensors import length_mask
 
 GAMMA = 0.9  # of the random rows
@@ -68,7 +69,15 @@ def _check(
     cause = "a missing detach: these are data; with a gradient in them the policy's loss trains the critic"
     live = rewards, values.requires_grad_(True), *others, *settings[0]
     expect_data(name, "values that require grad", function, live, cause)
-    print(f"{name}: passed (two rows by hand, 20 random batches with junk at padding, no gradient)")
+    for seed in range(2):
+        rewards, values, discounts, mask = _random_case(seed)
+        inputs = rewards, values, discounts, mask, *settings[0]
+        spoiled = *spoil(mask, rewards, values), discounts, mask, *settings[0]
+        _compare(name, f"random rows {seed}", function, definition(*inputs), {}, hint, inputs=inputs, spoiled=spoiled)
+
+
+def _passed(name: str, more: str = "") -> None:
+    print(f"{name}: passed (two rows by hand, 20 random batches with junk at padding, NaN there, no gradient{more})")
 
 
 # -- the definitions, with places to go wrong -------------------------------------------------------------------------
@@ -193,6 +202,7 @@ def check_td_errors(function: Callable[..., Tensor]) -> None:
     faults |= {cause: altered(change) for cause, change in ENDS.items()}
     hint = "time is the second axis: rewards + discounts * values[:, 1:] - values[:, :-1], 0 where mask is False"
     _check("td_errors", function, _td_errors, faults, hint)
+    _passed("td_errors")
 
 
 def _gae_faults() -> dict[str, Callable[..., Tensor]]:
@@ -239,6 +249,7 @@ def check_gae(function: Callable[..., Tensor]) -> None:
     """
     hint = "from the last step back: A = delta + discount * lam * A where mask is True; elsewhere A stays as it was"
     _check("gae", function, _gae, _gae_faults(), hint, settings=((0.25,), (0.0,), (0.9,), (1.0,)))
+    _passed("gae")
 
 
 @exercise
@@ -275,6 +286,7 @@ def check_n_step_advantage(function: Callable[..., Tensor]) -> None:
     }
     hint = "n TD errors, each weighted by the product of the discounts before it, as far as the row goes"
     _check("n_step_advantage", function, _n_step, faults, hint, settings=((2,), (1,), (3,), (9,)))
+    _passed("n_step_advantage")
 
 
 def _targets(rewards: Tensor, values: Tensor, discounts: Tensor, mask: Tensor, lam: float) -> Tensor:
@@ -283,7 +295,10 @@ def _targets(rewards: Tensor, values: Tensor, discounts: Tensor, mask: Tensor, l
 
 @exercise
 def check_value_targets(function: Callable[..., Tensor]) -> None:
-    """Check `value_targets(rewards, values, discounts, mask, lam)` -> [B, T]: the lambda returns.
+    """Check `value_targets(rewards, values, discounts, mask, lam)` -> [B, T]: the lambda returns, by their recursion.
+
+    The recursion never reads the value of a row's first state; advantage plus value reads it twice, so an infinite
+    number there tells the two apart.
 
     Raises:
         AssertionError: with the first case that fails and what usually causes it.
@@ -305,3 +320,17 @@ def check_value_targets(function: Callable[..., Tensor]) -> None:
     faults |= {cause: added(fault) for cause, fault in list(_gae_faults().items())[:-1]}
     hint = "G_t = r_t + discount_t ((1 - lam) V_{t+1} + lam G_{t+1}), which is the advantage plus values[:, :-1]"
     _check("value_targets", function, _targets, faults, hint, settings=((0.25,), (0.0,), (0.9,), (1.0,)))
+    _check_recursion(function)
+    _passed("value_targets", ", the recursion")
+
+
+def _check_recursion(function: Callable[..., Tensor]) -> None:
+    """The lambda returns do not depend on the value of a row's first state: it is infinite here."""
+    rewards, values, discounts, mask = _hand_case()
+    expected = _targets(rewards, values, discounts, mask, 0.25)
+    inputs = rewards, values.index_fill(1, torch.tensor(0), math.inf), discounts, mask, 0.25
+    hint = "G_t = r_t + discount_t ((1 - lam) V_{t+1} + lam G_{t+1}), from the last step back"
+    by_gae = f"this is GAE plus the value, which subtracts the first value and adds it again; the recursion: {hint}"
+    odd = partial(odd_tensors, shape=SHAPE, not_finite=by_gae)
+    label = "the two rows by hand, an infinite value at their first states"
+    compare("value_targets", label, function, expected, {}, hint, same=same_tensors, odd=odd, inputs=inputs)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_lab.classroom.checks.comparing import compare, exercise, odd_tensors, same_tensors
+from rlhf_lab.classroom.checks.comparing import compare, exercise, odd_tensors, same_tensors, spoil
 from rlhf_lab.maths.tensors import length_mask
 
 RANDOM_CASES = 20
@@ -33,7 +33,8 @@ def mean_over(x: Tensor, mask: Tensor) -> Tensor:
 def _with_gradients(function: Callable[..., Tensor], live: int) -> Callable[..., Tensor]:
     """A call that gives the value of `function` and its gradients by the first `live` inputs, in one tensor.
 
-    What is no tensor with one number is returned as it came, so that its shape or type can be named.
+    The gradient by an input that is no number is 0. What is no tensor with one number is returned as it came, so that
+    its shape or type can be named.
     """
 
     def call(*inputs: Any) -> Tensor:
@@ -44,7 +45,8 @@ def _with_gradients(function: Callable[..., Tensor], live: int) -> Callable[...,
         if not value.requires_grad:
             return value.detach()[None].expand(1 + sum(x.numel() for x in leaves)) * torch.nan
         gradients = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
-        return torch.cat([value.detach()[None], *(g.flatten() for g in gradients)])
+        known = [torch.where(x.isfinite(), g, 0) for x, g in zip(leaves, gradients, strict=True)]
+        return torch.cat([value.detach()[None], *(g.flatten() for g in known)])
 
     return call
 
@@ -70,7 +72,9 @@ def _compare_gradients(
     run = lambda f: partial(_with_gradients(f, 3), *deepcopy(inputs))  # noqa: E731
     tried = {cause: run(fault) for cause, fault in faults.items()}
     case, call = f"value and gradients, {case}, epsilon {inputs[-1]}", _with_gradients(function, 3)
-    compare(name, case, call, run(definition)(), tried, hint, same=same_tensors, odd=_odd_gradient, inputs=inputs)
+    spoiled = *spoil(inputs[3], *inputs[:3]), *inputs[3:]
+    compare_gradients = partial(compare, same=same_tensors, odd=_odd_gradient)
+    compare_gradients(name, case, call, run(definition)(), tried, hint, inputs=inputs, spoiled=spoiled)
 
 
 # -- clipped surrogate ------------------------------------------------------------------------------------------------
@@ -119,7 +123,7 @@ def check_clipped_surrogate(function: Callable[..., Tensor]) -> None:
     fresh = _with_gradients(lambda x: function(x, new, advantages, mask, EPSILON), 1)
     expected = torch.cat([mean_over(advantages, mask)[None], (torch.where(mask, advantages, 0) / mask.sum()).flatten()])
     compare_numbers(name, "at ratio 1: the gradient of REINFORCE", fresh, expected, {}, hint, inputs=(new,))
-    print(f"{name}: passed (a case by hand, {RANDOM_CASES} random ones, REINFORCE at ratio 1)")
+    print(f"{name}: passed (a case by hand, {RANDOM_CASES} random ones, NaN at padding, REINFORCE at ratio 1)")
 
 
 def _plain(combine: Callable[[Tensor, Tensor, float], Tensor]) -> Callable[..., Tensor]:
@@ -276,7 +280,7 @@ def check_value_loss(function: Callable[..., Tensor]) -> None:
     cases += [(f"random steps {seed}, junk at padding", _values(seed), EPSILON) for seed in range(RANDOM_CASES)]
     for case, data, epsilon in cases:
         _compare_gradients(name, case, function, _value_loss, _VALUE_FAULTS, hint, (*data, epsilon))
-    print(f"{name}: passed (a case by hand, {RANDOM_CASES} random ones)")
+    print(f"{name}: passed (a case by hand, {RANDOM_CASES} random ones, NaN at padding)")
 
 
 def _faulty_value(combine: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -20,7 +20,7 @@ from rlhf_lab.classroom.checks.clipped_losses import (
     mean_over,
     random_tokens,
 )
-from rlhf_lab.classroom.checks.comparing import exercise
+from rlhf_lab.classroom.checks.comparing import exercise, spoil
 from rlhf_lab.maths.mdp import TabularMDP, expected_return, occupancy, policy_evaluation
 
 __all__ = ["check_clipped_surrogate", "check_gauges", "check_performance_difference", "check_value_loss"]
@@ -53,14 +53,15 @@ def check_gauges(function: Callable[..., tuple]) -> None:
         cases.append((f"random tokens {seed}, junk at padding", (now, before, real, (EPSILON, 0.3)[seed % 2])))
     cases.append(("the same policy twice: both are 0", (old, old, mask, EPSILON)))
     for case, inputs in cases:
-        expected = torch.stack(_gauges(*inputs))
+        expected, spoiled = torch.stack(_gauges(*inputs)), (*spoil(inputs[2], *inputs[:2]), *inputs[2:])
         for i, (part, table) in enumerate((("approximate KL", _KL_FAULTS), ("clip fraction", _FRACTION_FAULTS))):
             call = lambda *x, i=i: _pair(function(*x))[i]  # noqa: E731
             faults = {cause: partial(fault, *inputs) for cause, fault in table.items()}
             label = f"{case}, epsilon {inputs[-1]}"
-            compare_numbers(f"gauges, {part}", label, call, expected[i], faults, hint, inputs=inputs)
+            part = f"gauges, {part}"
+            compare_numbers(part, label, call, expected[i], faults, hint, inputs=inputs, spoiled=spoiled)
     _check_exact_kl(function, hint)
-    print(f"gauges: passed (2 cases by hand, {RANDOM_CASES} random ones, the exact KL of two laws)")
+    print(f"gauges: passed (2 cases by hand, {RANDOM_CASES} random ones, NaN at padding, the exact KL of two laws)")
 
 
 def _pair(got: object) -> tuple[Tensor, Tensor]:
@@ -135,6 +136,9 @@ def _process(seed: int, gamma: float, states: int = 4, actions: int = 3) -> tupl
 def check_performance_difference(function: Callable[[TabularMDP, Tensor, Tensor], Tensor]) -> None:
     """Check `performance_difference(process, policy, old_policy)` -> J(policy) - J(old_policy), by the lemma.
 
+    The last case tells the lemma from a difference of two returns: the first step pays 1e15 whatever one does. That
+    drops out of the advantages, and in the difference it swallows the digits that count.
+
     Raises:
         AssertionError: with the first case that fails and what usually causes it.
     """
@@ -146,24 +150,42 @@ def check_performance_difference(function: Callable[[TabularMDP, Tensor, Tensor]
     for gamma in (0.9, 1.0):
         cases += [(f"random process {seed}, gamma {gamma}", _process(seed, gamma)) for seed in range(RANDOM_CASES)]
     for case, inputs in cases:
-        expected = expected_return(*inputs[:2]) - expected_return(inputs[0], inputs[2])
+        expected = _difference(*inputs)
         faults = {cause: partial(fault, *inputs) for cause, fault in _DIFFERENCE_FAULTS.items()}
         compare_numbers(name, case, function, expected, faults, hint, inputs=inputs)
     process, policy, _ = _process(0, 0.9)
     compare_numbers(name, "the same policy twice", function, 0.0, {}, hint, inputs=(process, policy, policy))
-    print(f"{name}: passed (a case by hand, {2 * RANDOM_CASES} random ones, 0 for the same policy)")
+    rich = TabularMDP(*_two_cells(entrance=1e15), gamma=0.5)
+    often, right = (torch.cat([torch.full((1, 2), 0.5).double(), law]) for law in (often, right))
+    inputs = rich, right, often
+    by_lemma = f"{hint}, Q minus V in each state first; two returns of 1e15 have no digits left for their difference"
+    compare_numbers(name, "an entrance that pays 1e15 to all", function, _lemma(*inputs), {}, by_lemma, inputs=inputs)
+    print(f"{name}: passed (a case by hand, {2 * RANDOM_CASES} random ones, 0 for the same policy, a rich entrance)")
 
 
-def _two_cells() -> tuple[Tensor, Tensor, Tensor]:
+def _two_cells(entrance: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+    """The chain of two cells and its end; an entrance that pays comes before the first cell."""
     moves, rewards = torch.zeros(3, 2, 3).double(), torch.zeros(3, 2).double()
     moves[0, 0, 0] = moves[0, 1, 1] = moves[1, 0, 0] = moves[1, 1, 2] = moves[2, :, 2] = 1
     rewards[1, 1] = 1
-    return moves, rewards, torch.tensor([1.0, 0.0, 0.0])
+    if entrance:
+        moves = torch.nn.functional.pad(moves, (1, 0, 0, 0, 1, 0))
+        rewards = torch.nn.functional.pad(rewards, (0, 0, 1, 0))
+        moves[0, :, 1], rewards[0] = 1, entrance
+    return moves, rewards, torch.eye(len(rewards))[0]
 
 
 def _advantages(process: TabularMDP, policy: Tensor) -> Tensor:
     values = policy_evaluation(process, policy)
     return process.q_values(values) - values[:, None]
+
+
+def _lemma(process: TabularMDP, policy: Tensor, old_policy: Tensor) -> Tensor:
+    return _weighted(process, policy, policy, _advantages(process, old_policy))
+
+
+def _difference(process: TabularMDP, policy: Tensor, old_policy: Tensor) -> Tensor:
+    return expected_return(process, policy) - expected_return(process, old_policy)
 
 
 def _weighted(process: TabularMDP, visitor: Tensor, chooser: Tensor, numbers: Tensor) -> Tensor:
