@@ -19,6 +19,7 @@ def unfinished(*args):
 @pytest.mark.parametrize(
     "check",
     [
+        checks.check_two_replies,
         checks.check_score_function,
         checks.check_reward_to_go,
         checks.check_reinforce_loss,
@@ -29,6 +30,41 @@ def unfinished(*args):
 def test_an_empty_exercise_says_so(check):
     with pytest.raises(NotImplementedError, match="your code here"):
         check(unfinished)
+
+
+# -- by hand -------------------------------------------------------------------------------------------------
+RIGHT = (-0.32, 2.163, 0.461, 2.6, 0.0)
+
+
+@pytest.mark.parametrize("right", [RIGHT, [-0.32, 2.1632, 0.4608, 2.6, 0]])
+def test_two_replies_pass(right, capsys):
+    checks.check_two_replies(lambda: right)
+    assert "passed" in capsys.readouterr().out
+
+
+def but(at, number):
+    return lambda: (*RIGHT[:at], number, *RIGHT[at + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("mistake", "cause"),
+    [
+        (but(0, 0.32), "the sign"),
+        (but(1, 2.368), "is not taken off"),
+        (but(1, 1.0816), "one logit of two"),
+        (but(2, 0.6656), "is not taken off"),
+        (but(2, 0.5), "the variance with the mean rating[^$]*see the hints"),
+        (but(3, 1.4), "this is the mean rating"),
+        (but(4, 0.2048), "with the best constant[^$]*is not taken off"),
+        (lambda: RIGHT[:4], "five numbers"),
+        (lambda: None, "five numbers"),
+        (lambda: (*RIGHT[:4], "zero"), "five numbers"),
+    ],
+)
+def test_two_replies_names_the_mistake_and_not_the_answer(mistake, cause):
+    with pytest.raises(AssertionError, match=cause) as error:
+        checks.check_two_replies(mistake)
+    assert not any(shown in str(error.value) for shown in ("-0.32", "2.163", "0.461", "2.6,")) or "five" in cause
 
 
 # -- the score function --------------------------------------------------------------------------------------
@@ -184,7 +220,7 @@ def test_reinforce_loss_passes(solution):
         (lambda p, g, m: -(p * g.detach())[m].sum(), "the mean over episodes is missing"),
         (lambda p, g, m: -(p * g.detach()).sum(1).mean(), "the mask is missing"),
         (lambda p, g, m: -(p * g.detach()).mean(), "the mask is missing, and the mean"),
-        (lambda p, g, m: -(p * g * m).sum(0).mean(), "the wrong axis"),
+        (lambda p, g, m: -torch.where(m, p * g, 0.0).sum(0).mean(), "the wrong axis"),
         (lambda p, g, m: -(p.exp() * g * m).sum(1).mean(), "the probabilities are weighted"),
         (lambda p, g, m: -(p * g[:, :1] * m).sum(1).mean(), "the first return"),
         (lambda p, g, m: -torch.where(m, p * g, 0.0).sum(1).mean(), "a missing detach"),

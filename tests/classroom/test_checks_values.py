@@ -4,17 +4,25 @@ import math
 from dataclasses import replace
 
 import dqn as bench
+import numpy as np
 import pytest
+import start_behaviour as crossed
 import torch
 from rows import read_rows
 from torch.nn.functional import one_hot
 
 from rlhf_lab.classroom.checks.values import (
+    check_coins,
     check_double_target,
     check_epsilon_greedy,
     check_q_update,
     check_soft_value,
+    check_three_targets,
 )
+from rlhf_lab.maths.exact import TokenWorld
+from rlhf_lab.maths.mdp import expected_return
+from rlhf_lab.recipes.q_learning import QLearningConfig, train_q_learning
+from rlhf_lab.worlds.envs import TabularEnv, token_world_mdp
 
 
 def q_update(q, s, a, r, s_next, terminated, rate, gamma):
@@ -58,7 +66,13 @@ def soft_in_python(q_values, ref_law, beta):
     return torch.tensor(rows)
 
 
+def coins(m):
+    return 1 - 2.0 ** (1 - m), 0
+
+
 SOLUTIONS = [
+    (check_three_targets, lambda: (1.5, 1, 1.375)),
+    (check_coins, coins),
     (check_q_update, q_update),
     (check_q_update, lambda q, *more: q_update(q.float(), *more)),
     (check_epsilon_greedy, lambda q, epsilon: epsilon_greedy(q.float(), epsilon).float()),
@@ -150,6 +164,21 @@ def largest_of_all_rows(q, p, b):
 
 
 MISTAKES = {
+    "targets, no rate": (check_three_targets, lambda: (3.0, 2.0, 2.75), "rate is forgotten"),
+    "targets, no gamma": (
+        check_three_targets,
+        lambda: (1.5, 1.5, 2.25),
+        "SARSA[^$]*gamma is forgotten|is the target of",
+    ),
+    "targets, no reward": (check_three_targets, lambda: (1.5, 0.5, 0.875), "reward is missing"),
+    "targets, the best left out": (check_three_targets, lambda: (1.5, 1.0, 1.25), "may hit the best one too"),
+    "targets, exchanged": (check_three_targets, lambda: (1.5, 1.375, 1.0), "this is the target of expected SARSA"),
+    "targets, other": (check_three_targets, lambda: (1.5, 1.0, 9.0), "only the last part differs"),
+    "targets, two": (check_three_targets, lambda: (1.5, 1.0), "3 numbers"),
+    "coins, none": (check_coins, lambda m: None, "2 numbers"),
+    "coins, power": (check_coins, lambda m: (1 - 2.0**-m, 0.0), "1 replies, the largest"),
+    "coins, always 1": (check_coins, lambda m: (1.0, 0.0), "largest"),
+    "coins, double": (check_coins, lambda m: (coins(m)[0], coins(m)[0]), "the double estimator"),
     "update, list": (check_q_update, lambda *x: q_update(*x).tolist(), "not a tensor"),
     "law, list": (check_epsilon_greedy, lambda q, e: epsilon_greedy(q, e).tolist(), "not a tensor"),
     "law, in place": (check_epsilon_greedy, law_in_place, "in place"),
@@ -166,7 +195,7 @@ MISTAKES = {
     "update, end ignored": (check_q_update, lambda *x: q_update(*x[:5], False, *x[6:]), "after the end"),
     "update, end inverted": (check_q_update, lambda *x: q_update(*x[:5], not x[5], *x[6:]), "wrong way round"),
     "update, no gamma": (check_q_update, lambda *x: q_update(*x[:7], 1.0), "gamma is forgotten"),
-    "update, myopic": (check_q_update, lambda *x: q_update(*x[:7], 0.0), "what follows is missing"),
+    "update, myopic": (check_q_update, lambda *x: q_update(*x[:7], 0.0), "the reward alone"),
     "update, same action": (check_q_update, sarsa_like, "the same action"),
     "update, mean": (check_q_update, mean_like, "the mean over the next actions"),
     "update, state left": (check_q_update, left_state, "state that was left"),
@@ -295,3 +324,83 @@ def test_a_short_run_is_measured_on_the_way_and_at_the_end():
     for row in rows:
         assert 1 <= row["greedy_return"] <= 500
         assert 0 < row["true_value"] < 100
+
+
+# -- start, behaviour and update, crossed -----------------------------------------------------------------------------
+ZEROS = ("zeros", "epsilon-greedy", "Q-learning")
+SETTING = {"rate": (0.5, 0.3), "beta": 0.1, "epsilon": (0.9, 0.2)}
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_the_arm_without_any_change_is_the_librarys_q_learning(seed):
+    mdp = token_world_mdp(TokenWorld(3, 2, lambda prompt, tokens: 1.0 + tokens[0] - 2 * tokens[1]))
+    table, _ = crossed.learn_table(mdp, ZEROS, SETTING, seed, replies=60)
+    config = QLearningConfig(
+        steps=120, gamma=1.0, learning_rate=0.5, learning_rate_power=0.3, epsilon=0.9, final_epsilon=0.2, seed=seed
+    )
+    np.testing.assert_array_equal(table, train_q_learning(lambda: TabularEnv(mdp), config).model)
+    assert np.abs(table).max() > 1
+
+
+def test_what_may_follow_is_a_maximum_or_a_soft_one():
+    row, beta = np.array([0.0, 1.0, -2.0]), 0.5
+    total = np.exp(row / beta).sum()
+    assert crossed.later(row, "Q-learning", beta) == 1.0
+    assert crossed.later(row, "soft Q", beta) == pytest.approx(beta * np.log(total / 3))
+    assert crossed.later(row, "leashed soft Q", beta) == pytest.approx(beta * np.log(total))
+    assert crossed.later(1000 * row, "soft Q", beta) == pytest.approx(1000 - beta * np.log(3))
+
+
+@pytest.mark.parametrize("behaviour", ["sampled softly", "the reference's data"])
+def test_the_leashed_arm_tends_to_the_optimum_of_reward_minus_kl(monkeypatch, behaviour):
+    """Whatever writes the replies; 4,000 of them bring every token's probability within 0.02."""
+    reference, beta = np.array([0.6, 0.3, 0.1]), 0.5
+    monkeypatch.setattr(crossed, "REFERENCE", reference)
+    world = TokenWorld(3, 2, lambda prompt, tokens: float(tokens == (1, 1)))
+    setting = {"rate": (1.0, 0.9), "beta": beta, "epsilon": (0.0, 0.0)}
+    arm = ("zeros", behaviour, "leashed soft Q")
+    table, _ = crossed.learn_table(token_world_mdp(world), arm, setting, 0, replies=4000)
+    policy = torch.tensor(table[:-1] / beta).softmax(1)
+    logits = torch.tensor(reference).log().expand(1, world.num_prefixes, 3)
+    optimum = world.optimum(world.law(logits), beta)
+    torch.testing.assert_close(world.law(policy.log()[None]), optimum, atol=0.02, rtol=0)
+
+
+def test_sampling_follows_its_law():
+    """Shares within 5 standard errors: a false alarm in some 10,000 runs of all tokens."""
+    row, random, n = crossed.REFERENCE * 0, np.random.default_rng(0), 20_000
+    row[5] = 1.0
+    for behaviour, law in (("the reference's data", crossed.REFERENCE), ("sampled softly", np.exp(row / 0.5))):
+        law = law / law.sum()
+        drawn = [crossed.act(row, behaviour, 0.5, 0.0, random) for _ in range(n)]
+        shares = np.bincount(drawn, minlength=len(law)) / n
+        assert (np.abs(shares - law) <= 5 * np.sqrt(law * (1 - law) / n)).all()
+
+
+def test_the_greedy_reward_is_the_exact_one():
+    for seed in range(3):
+        table = np.random.default_rng(seed).normal(size=tuple(crossed.MDP.rewards.shape)).round()
+        table[[0, 2], 1] = table[[0, 2]].max(1) + seed % 2  # beside others at the top of its row, or alone
+        table[[0, 2], 7] = table[[0, 2]].max(1) - seed % 2
+        best = torch.tensor(table == table.max(1, keepdims=True)).double()
+        exact = expected_return(crossed.MDP, best / best.sum(1, keepdim=True))
+        assert crossed.greedy_reward(table) == pytest.approx(float(exact))
+
+
+def test_every_arm_was_offered_as_many_settings():
+    assert len(crossed.SETTINGS) == len(crossed.CLIMBS) == 48
+    assert crossed.CHOSEN.keys() == set(crossed.ARMS)
+    assert not set(crossed.TUNING) & set(crossed.SEEDS)
+
+
+def test_with_a_plain_target_the_behaviour_decides():
+    found = {}
+    for row in read_rows(crossed.RESULTS):
+        arm = row["start"], row["behaviour"], row["update"]
+        found[arm] = found.get(arm, 0) + (float(row["greedy_reward"]) > 0.5)
+    for start, behaviour, update in found:
+        shares = found[start, behaviour, update] / len(crossed.SEEDS)
+        if behaviour == "the reference's data" or (start, behaviour) == ("reference", "sampled softly"):
+            assert shares == 1
+        elif update in ("Q-learning", "soft Q") or (behaviour == "epsilon-greedy" and start != "zeros"):
+            assert shares < 0.5

@@ -5,14 +5,15 @@ property that every right answer has. When something differs, the usual mistakes
 and the message names the one that gives the same numbers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from numbers import Real
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from rlhf_lab.classroom.checks.comparing import compare, exercise, expect_data, odd_tensors, same_tensors
+from rlhf_lab.classroom.checks.comparing import compare, exercise, expect_data, fail, odd_tensors, same_tensors, spoil
 from rlhf_lab.maths.exact import TokenWorld
 from rlhf_lab.maths.tensors import length_mask
 
@@ -20,6 +21,7 @@ Faults = dict[str, Callable[[], Tensor]]
 
 
 OVERFLOW = "a number overflowed or became 0; sum logarithms first and take the exponential last"
+DIVIDED = "gamma is 0 here, so gamma ** t is 0 after the first step and a division by it gives NaN; work backwards"
 _compare = partial(compare, same=same_tensors, odd=odd_tensors)
 
 
@@ -29,6 +31,45 @@ def _rows(seed: int, rows: int = 4, width: int = 5) -> tuple[torch.Generator, Te
     lengths = torch.randint(1, width + 1, (rows,), generator=generator)
     lengths[0], lengths[-1] = width, 2
     return generator, length_mask(lengths, width)
+
+
+# -- by hand ----------------------------------------------------------------------------------------------------------
+BY_HAND = 5e-3  # two decimals and a half are enough
+TWO_REPLIES = (
+    "the gradient by the first logit, the variance without a baseline, the variance with the mean rating, "
+    "the best constant, the variance with the best constant"
+)
+
+
+@exercise
+def check_two_replies(function: Callable[[], tuple[float, ...]]) -> None:
+    """Check `two_replies()`: the numbers of `TWO_REPLIES`, for probabilities 0.8 and 0.2 and ratings 1 and 3.
+
+    The numbers come from the definition, both replies listed; the right ones are not shown.
+
+    Raises:
+        AssertionError: with the first number that is another one, and the mistake that gives it.
+    """
+    name, got = "two_replies", function()
+    if not isinstance(got, Sequence) or len(got) != 5 or not all(isinstance(x, Real) for x in got):
+        fail(name, "what it returned", got, "five numbers", TWO_REPLIES, "what is asked")
+    law, ratings = torch.tensor([0.8, 0.2]).double(), torch.tensor([1.0, 3.0]).double()
+    grads = torch.eye(2).double() - law
+    truth, lengths = law @ (grads * ratings[:, None]), grads.square().sum(1)
+    squared, variance = float(truth.square().sum()), lambda b: float(law @ (lengths * (ratings - b).square()))
+    mean, best = float(law @ ratings), float((law * lengths) @ ratings / (law @ lengths))
+    expected = [float(truth[0]), *(variance(b) - squared for b in (0, mean)), best, variance(best) - squared]
+    faults = {
+        "the sign: the first reply is below the mean rating": [-x for x in expected],
+        "the squared length of the gradient is not taken off": [x + squared for x in expected],
+        "this is one logit of two": [x / 2 for x in expected],
+        "this is the mean rating": [mean] * 5,
+    }
+    for at, (what, number, right) in enumerate(zip(TWO_REPLIES.split(", "), got, expected, strict=True)):
+        if not abs(number - right) < BY_HAND:
+            cause = next((c for c, wrong in faults.items() if abs(number - wrong[at]) < BY_HAND), "see the hints")
+            fail(name, what, number, "another number", cause)
+    print(f"{name}: passed (all five numbers agree with the definition)")
 
 
 # -- the score function ----------------------------------------------------------------------------------------------
@@ -48,13 +89,17 @@ def check_score_function(function: Callable[[Tensor, Tensor], Tensor]) -> None:
         cases.append((f"random case {seed}, 3 rows of 4 actions", logits, torch.randint(4, (3,), generator=generator)))
     for case, logits, actions in cases:
         live = logits.clone().requires_grad_(True)
-        (score,) = torch.autograd.grad(live.log_softmax(-1).gather(1, actions[:, None]).sum(), live)
+        (grad_log,) = torch.autograd.grad(live.log_softmax(-1).gather(1, actions[:, None]).sum(), live)
         faults = _score_faults(logits, actions)
-        _compare(name, case, function, score, faults, hint, inputs=(logits, actions))
-        mean = lambda x, a: sum(p[:, None] * function(x, a * 0 + i) for i, p in enumerate(x.softmax(1).T))  # noqa: E731
-        zero, hint_mean = torch.zeros_like(logits), "its mean over the policy's own actions must be 0"
-        _compare(name, f"{case}, mean", mean, zero, {}, hint_mean, inputs=(logits, actions))
+        _compare(name, case, function, grad_log, faults, hint, inputs=(logits, actions))
+        mean, hint_mean = partial(_mean_grad_log, function), "its mean over the policy's own actions must be 0"
+        _compare(name, f"{case}, mean", mean, torch.zeros_like(logits), {}, hint_mean, inputs=(logits, actions))
     print(f"{name}: passed (a case by hand, 20 against autograd, mean 0 under the policy)")
+
+
+def _mean_grad_log(function: Callable, logits: Tensor, actions: Tensor) -> Tensor:
+    grad_logs = [torch.as_tensor(function(logits, torch.full_like(actions, a))) for a in range(logits.shape[1])]
+    return sum(p[:, None] * grad_log for p, grad_log in zip(logits.softmax(1).T, grad_logs, strict=True))
 
 
 def _score_faults(logits: Tensor, actions: Tensor) -> Faults:
@@ -96,15 +141,21 @@ def check_reward_to_go(function: Callable[[Tensor, float, Tensor], Tensor]) -> N
     name, hint = "reward_to_go", "from the last step to the first: G_t = r_t + gamma G_{t+1}, and 0 at padding"
     hand = torch.tensor([[1.0, 2.0, 4.0], [3.0, 2.0, 9.0]]).double(), 0.5, length_mask(torch.tensor([3, 2]), 3)
     cases = [("rewards 1, 2, 4 and 3, 2 with junk behind them, gamma 0.5", *hand)]
+    gammas = 0.0, 0.5, 0.9, 1.0
     for seed in range(20):
         generator, mask = _rows(seed)
         rewards = torch.randn(mask.shape, generator=generator, dtype=torch.float64)
-        cases.append((f"random case {seed}, junk at padding", rewards, (0.0, 0.5, 0.9, 1.0)[seed % 4], mask))
+        cases.append(
+            (f"random case {seed}, gamma {gammas[seed % 4]}, junk at padding", rewards, gammas[seed % 4], mask)
+        )
     for case, rewards, gamma, mask in cases:
         expected = _to_go(rewards, gamma, mask)
         inputs = rewards, gamma, mask
-        _compare(name, case, function, expected, _to_go_faults(*inputs), hint, inputs=inputs)
-    print(f"{name}: passed (a case by hand, 20 random ones with junk at padding)")
+        odd = partial(odd_tensors, not_finite="" if gamma else DIVIDED)
+        spoiled = *spoil(mask, rewards), gamma, mask
+        faults = _to_go_faults(*inputs)
+        _compare(name, case, function, expected, faults, hint, inputs=inputs, odd=odd, spoiled=spoiled)
+    print(f"{name}: passed (a case by hand, 20 random ones with gamma 0 to 1, and NaN at padding)")
 
 
 def _to_go_faults(rewards: Tensor, gamma: float, mask: Tensor) -> Faults:
@@ -159,11 +210,12 @@ def check_reinforce_loss(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -
         case = f"{case}: the loss, then its gradient by log_probs"
         faults = {cause: partial(_value_and_gradient, loss, *inputs) for cause, loss in _LOSS_FAULTS.items()}
         expected = _value_and_gradient(_loss, *inputs)
-        _compare(name, case, partial(_value_and_gradient, function), expected, faults, hint, inputs=tuple(inputs))
+        call, spoiled = partial(_value_and_gradient, function), (*spoil(inputs[2], *inputs[:2]), inputs[2])
+        _compare(name, case, call, expected, faults, hint, inputs=tuple(inputs), spoiled=spoiled)
     cause = "a missing detach: returns are data; through a live return the loss also trains whatever computed it"
     case, zero = "returns that require grad: the gradient that reaches them", torch.zeros_like(cases[1][2])
     _compare(name, case, partial(_gradient_of_returns, function), zero, {}, cause, inputs=cases[1][1:])
-    print(f"{name}: passed (a case by hand, 20 random ones with junk at padding, no gradient into the returns)")
+    print(f"{name}: passed (a case by hand, 20 random ones with NaN at padding, no gradient into the returns)")
 
 
 def _loss(log_probs: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
@@ -184,7 +236,7 @@ _LOSS_FAULTS = {
     "the wrong axis: the sum is over steps (axis 1), the mean over episodes": lambda p, g, m: (
         -(p * g * m).sum(0).mean()
     ),
-    "the probabilities are weighted; it is their logarithm whose gradient is the score": lambda p, g, m: (
+    "the probabilities are weighted; it is the gradient of their logarithm that counts": lambda p, g, m: (
         -(p.exp() * g * m).sum(1).mean()
     ),
     "the first return of each episode is used at every step": lambda p, g, m: -(p * g[:, :1] * m).sum(1).mean(),
@@ -192,7 +244,7 @@ _LOSS_FAULTS = {
 
 
 def _value_and_gradient(loss: Callable, log_probs: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """[1 + B T]: the loss and its gradient by the log-probs."""
+    """[1 + B T]: the loss and its gradient by the log-probs, 0 for a log-prob that is no number."""
     log_probs = log_probs.clone().requires_grad_(True)
     value = loss(log_probs, returns, mask)
     if not isinstance(value, Tensor) or value.dim() != 0:
@@ -201,7 +253,7 @@ def _value_and_gradient(loss: Callable, log_probs: Tensor, returns: Tensor, mask
     if not value.requires_grad:
         raise ValueError("the loss has no gradient; log_probs must stay attached, the returns are the data")
     (gradient,) = torch.autograd.grad(value, log_probs)
-    return torch.cat([value.detach()[None], gradient.flatten()])
+    return torch.cat([value.detach()[None], torch.where(log_probs.isfinite(), gradient, 0).flatten()])
 
 
 def _gradient_of_returns(loss: Callable, log_probs: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
@@ -213,34 +265,36 @@ def _gradient_of_returns(loss: Callable, log_probs: Tensor, returns: Tensor, mas
 # -- the best constant -----------------------------------------------------------------------------------------------
 @exercise
 def check_optimal_baseline(function: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """Check `optimal_baseline(scores, returns)`, [N, D] and [N] -> scalar: E[|g|^2 R] / E[|g|^2] over the N episodes.
+    """Check `optimal_baseline(grad_logs, returns)`, [N, D], [N] -> scalar: E[|g|^2 G] / E[|g|^2] over N episodes.
 
     Raises:
         AssertionError: with the first case that fails and what usually causes it.
     """
     name = "optimal_baseline"
-    hint = "a mean of the returns, in which each counts as much as the squared length of its score"
+    hint = "a mean of the returns, in which each counts as much as the squared length of its grad log pi"
     hand = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 2.0]]).double(), torch.tensor([7.0, 0.0, 3.5]).double()
-    cases = [("scores (1, 0), (1, 1), (0, 2) and returns 7, 0, 3.5", *hand)]
+    cases = [("grad log pi (1, 0), (1, 1), (0, 2) and returns 7, 0, 3.5", *hand)]
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
-        scores = torch.randn(6, 3, generator=generator, dtype=torch.float64)
+        grad_logs = torch.randn(6, 3, generator=generator, dtype=torch.float64)
         returns = 2 + torch.randn(6, generator=generator, dtype=torch.float64)
-        cases.append((f"random case {seed}, 6 episodes, 3 parameters", scores, returns))
-    for case, scores, returns in cases:
-        lengths = scores.square().sum(1)
+        cases.append((f"random case {seed}, 6 episodes, 3 parameters", grad_logs, returns))
+    for case, grad_logs, returns in cases:
+        lengths = grad_logs.square().sum(1)
         expected = (lengths * returns).sum() / lengths.sum()
-        _compare(name, case, function, expected, _baseline_faults(scores, returns), hint, inputs=(scores, returns))
+        _compare(
+            name, case, function, expected, _baseline_faults(grad_logs, returns), hint, inputs=(grad_logs, returns)
+        )
         higher, moved = f"{case}, every return 10 higher", "it must move with the returns"
-        _compare(name, higher, function, expected + 10, {}, moved, inputs=(scores, returns + 10))
+        _compare(name, higher, function, expected + 10, {}, moved, inputs=(grad_logs, returns + 10))
     print(f"{name}: passed (a case by hand, 20 random ones, moves with the returns)")
 
 
-def _baseline_faults(scores: Tensor, returns: Tensor) -> Faults:
-    lengths = scores.square().sum(1)
+def _baseline_faults(grad_logs: Tensor, returns: Tensor) -> Faults:
+    lengths = grad_logs.square().sum(1)
     weighted = lengths * returns
     return {
-        "this is the mean return; weight each return by the squared length of its score": lambda: returns.mean(),
+        "this is the mean return; weight each return by the squared length of its grad log pi": lambda: returns.mean(),
         "the lengths are not squared": lambda: (lengths.sqrt() * returns).sum() / lengths.sqrt().sum(),
         "the sign: a baseline is subtracted, so it is near the returns themselves": lambda: (
             -weighted.sum() / lengths.sum()
@@ -251,15 +305,15 @@ def _baseline_faults(scores: Tensor, returns: Tensor) -> Faults:
             lengths.sum() / weighted.sum()
         ),
         "one baseline for each parameter: also unbiased, but asked is one number for all": lambda: (
-            (scores.square() * returns[:, None]).sum(0) / scores.square().sum(0)
+            (grad_logs.square() * returns[:, None]).sum(0) / grad_logs.square().sum(0)
         ),
         "the wrong axis: the squares are summed over parameters (axis 1)": lambda: (
-            (scores.square().sum(0).mean() * returns).sum() / scores.square().sum()
+            (grad_logs.square().sum(0).mean() * returns).sum() / grad_logs.square().sum()
         ),
-        "the scores are summed before they are squared": lambda: (
-            (scores.sum(1).square() * returns).sum() / scores.sum(1).square().sum()
+        "the entries of grad log pi are summed before they are squared": lambda: (
+            (grad_logs.sum(1).square() * returns).sum() / grad_logs.sum(1).square().sum()
         ),
-        "the returns are squared, not the scores": lambda: returns.square().sum() / returns.sum(),
+        "the returns are squared, not the entries of grad log pi": lambda: returns.square().sum() / returns.sum(),
     }
 
 
@@ -287,16 +341,17 @@ def check_importance_weights(function: Callable[[Tensor, Tensor, Tensor], Tensor
     odd = partial(odd_tensors, not_finite=OVERFLOW)
     for case, new, old, mask in cases:
         faults = _weight_faults(new, old, mask)
-        _compare(name, case, function, _weights(new, old, mask), faults, hint, inputs=(new, old, mask), odd=odd)
+        inputs, spoiled = (new, old, mask), (*spoil(mask, new, old), mask)
+        _compare(name, case, function, _weights(*inputs), faults, hint, inputs=inputs, odd=odd, spoiled=spoiled)
     new, old, mask = cases[1][1:]
     cause = "a missing detach: a weight says how often, and its own gradient would be added to the estimate"
     live = new.clone().requires_grad_(True), old, mask
     expect_data(name, "log_probs that require grad", function, live, cause)
     world, law, inputs = _enumerated()
     case, cause = f"all {world.num_sequences} replies of a world, mean", "their mean over the old policy is 1"
-    mean = lambda *inputs: law @ function(*inputs).double()  # noqa: E731
+    mean = lambda *inputs: law @ torch.as_tensor(function(*inputs)).double()  # noqa: E731
     _compare(name, case, mean, 1.0, {}, cause, inputs=inputs)
-    print(f"{name}: passed (a case by hand, 20 random ones with junk at padding, mean 1 under the old policy)")
+    print(f"{name}: passed (a case by hand, 20 random ones with NaN at padding, mean 1 under the old policy)")
 
 
 def _weights(new: Tensor, old: Tensor, mask: Tensor) -> Tensor:

@@ -5,14 +5,15 @@ When something differs, the usual mistakes are tried on the same inputs, and the
 same answer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from numbers import Real
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from rlhf_lab.classroom.checks.comparing import compare, exercise, expect_data, odd_tensors, same_tensors
+from rlhf_lab.classroom.checks.comparing import compare, exercise, expect_data, fail, odd_tensors, same_tensors
 
 RANDOM_CASES = 30
 STATES, ACTIONS = 5, 3
@@ -28,6 +29,63 @@ def _normal(seed: int, *shape: int) -> Tensor:
 
 def _whole(seed: int, count: int, below: int) -> list[int]:
     return torch.randint(below, (count,), generator=torch.Generator().manual_seed(seed + 500)).tolist()
+
+
+# -- by hand ----------------------------------------------------------------------------------------------------------
+BY_HAND = 2e-3  # three decimals are enough
+THREE_TARGETS = ("Q-learning", "SARSA", "expected SARSA")
+
+
+def _numbers(name: str, got: object, count: int, asked: str) -> list[float]:
+    if not isinstance(got, Sequence) or len(got) != count or not all(isinstance(x, Real) for x in got):
+        fail(name, "what it returned", got, f"{count} numbers", f"a `return` with: {asked}", "what is asked")
+    return [float(x) for x in got if isinstance(x, Real)]
+
+
+@exercise
+def check_three_targets(function: Callable[[], tuple[float, float, float]]) -> None:
+    """Check `three_targets()`: the new Q(s0, 0) with Q-learning, with SARSA and with expected SARSA.
+
+    gamma, rate and epsilon 1/2, Q(s1, .) = (2, 4), paid 1, next action 0. The right numbers are not shown.
+
+    Raises:
+        AssertionError: with the first number that is another one, and the mistake that gives it.
+    """
+    name = "three_targets"
+    got, values = _numbers(name, function(), 3, ", ".join(THREE_TARGETS)), torch.tensor([2.0, 4.0]).double()
+    later = [float(values.max()), float(values[0]), float(_law(values, 0.5) @ values)]
+    moved = lambda x, rate=0.5, gamma=0.5, paid=1.0: rate * (paid + gamma * x)  # noqa: E731
+    for what, number, x in zip(THREE_TARGETS, got, later, strict=True):
+        wrong = {
+            "the rate is forgotten: the value moves half of the way": moved(x, rate=1.0),
+            "gamma is forgotten: what comes later counts half": moved(x, gamma=1.0),
+            "the reward is missing": moved(x, paid=0.0),
+            "epsilon is shared by the other actions alone; a random draw may hit the best one too": moved(3.0),
+        } | {f"this is the target of {other}": moved(y) for other, y in zip(THREE_TARGETS, later, strict=True)}
+        if not abs(number - moved(x)) < BY_HAND:
+            cause = next(
+                (c for c, value in wrong.items() if abs(number - value) < BY_HAND), "only the last part differs"
+            )
+            fail(name, what, number, "another number", cause)
+    print(f"{name}: passed (all three agree with their targets)")
+
+
+@exercise
+def check_coins(function: Callable[[int], tuple[float, float]]) -> None:
+    """Check `coins(m)`: mean of the largest of m fair coins of +1 and -1, and mean of the double estimator.
+
+    Raises:
+        AssertionError: with the first m for which all coins, listed, say something else.
+    """
+    name = "coins"
+    for m in (1, 2, 3, 6):
+        got = _numbers(name, function(m), 2, "mean of the largest, mean of the double estimator")
+        coins = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * m).reshape(-1, m)
+        rights = float(coins.amax(1).mean()), 0.0
+        for what, number, right in zip(("largest", "double estimator"), got, rights, strict=True):
+            if not abs(number - right) < BY_HAND:
+                fail(name, f"{m} replies, the {what}", number, "another number", "list all coins for m = 2")
+    print(f"{name}: passed (all coins listed, for m of 1, 2, 3 and 6)")
 
 
 # -- one update of Q-learning -----------------------------------------------------------------------------------------
