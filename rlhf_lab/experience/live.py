@@ -21,11 +21,15 @@ from rlhf_lab.experience.episodes import Episodes
 from rlhf_lab.experience.rewards import Reward, scores_of
 from rlhf_lab.experience.updates import Experience, Look, Losses
 from rlhf_lab.models.language_model import LanguageModel
-from rlhf_lab.models.reward_model import RewardModel
 from rlhf_lab.models.scoring import forward, response_log_probs
 from rlhf_lab.models.tokens import Rollout, TokenBatch
 
 LAW_ROWS, CHECK_ROWS, CHECK_EVERY = 4, 2, 10  # rows that are bet on, rows scored again, iterations between
+
+
+def thorough(step: int) -> bool:
+    """Whether the dear checks are made in this iteration, counted from 0."""
+    return step < 2 or step % CHECK_EVERY == 0
 
 
 @dataclass
@@ -40,6 +44,7 @@ class LiveChecks:
         on: False checks nothing but that what was computed is finite.
         seconds: what the checks of this process took.
         unchecked: name of a check -> why this run cannot have it.
+        pulled: whether the first micro-batch of this minibatch has a gradient.
     """
 
     policy: LanguageModel
@@ -53,6 +58,7 @@ class LiveChecks:
     on: bool = True
     seconds: float = 0.0
     unchecked: dict[str, str] = field(default_factory=dict)
+    pulled: bool = False
 
     def __post_init__(self) -> None:
         if self.on:
@@ -77,7 +83,7 @@ class LiveChecks:
         return self.seconds / spent if spent else 0.0
 
     def _thorough(self, step: int) -> bool:
-        return self.on and (step < 2 or step % CHECK_EVERY == 0)
+        return self.on and thorough(step)
 
     # -- a fresh rollout ----------------------------------------------------------------------------------------------
     def rollout(
@@ -94,7 +100,7 @@ class LiveChecks:
 
         Args:
             step: from 0. scores: [B] before penalties. log_probs, ref_log_probs: [B, T] nats.
-            reward: judges the replies once more where the checks are thorough, if it is a RewardModel.
+            reward: judges the replies once more where the checks are thorough.
         """
         invariants.check_finite("reward scores", scores, step + 1)
         invariants.check_finite("log-probs of the policy", log_probs, step + 1)
@@ -145,6 +151,7 @@ class LiveChecks:
         """A few rows once more, each alone, by policy and reference; the rows of the start; all scores."""
         few = rollout.batch.select(torch.arange(min(CHECK_ROWS, len(rollout))))
         rows, width = few.mask.shape
+        invariants.check_prompts(self.policy, rollout.conversations[:rows], few)
         invariants.check_padding(self.policy, few, rollout.log_probs[:rows], self.temperature, self._tolerance)
         now = response_log_probs(self.reference, few, self.temperature)
         ref_tolerance = invariants.tolerance_for(self.reference.precision)
@@ -154,10 +161,19 @@ class LiveChecks:
         start = TokenBatch(**kept).to(now.device)
         now = response_log_probs(self.reference, start, self.temperature)
         invariants.check_reference_still(before, now, start.mask, ref_tolerance)
-        if isinstance(reward, RewardModel):
-            invariants.check_scores(scores, scores_of(reward, rollout), invariants.tolerance_for(reward.precision))
-        else:
-            self.unchecked["scores"] = "the reward is a function, which is called once an iteration"
+        if reward is not None:
+            self._judged_again(rollout, scores, reward)
+
+    def _judged_again(self, rollout: Rollout, scores: Tensor, reward: Reward) -> None:
+        """The same replies have the same scores, unless the reward draws random numbers."""
+        tolerance = invariants.tolerance_for(getattr(reward, "precision", torch.float32))
+        again = scores_of(reward, rollout)
+        try:
+            invariants.check_scores(scores, again, tolerance)
+        except invariants.InvariantViolation:
+            if torch.allclose(again, scores_of(reward, rollout), atol=tolerance):
+                raise
+            self.unchecked["scores"] = "the reward gives other scores for the same replies whenever it is asked"
 
     # -- from scores to advantages ------------------------------------------------------------------------------------
     def rewards(
@@ -210,12 +226,16 @@ class LiveChecks:
     def look(self, step: int, update: int) -> Look | None:
         """For `accumulate_gradient`: what sees the losses of an update; None where there is nothing to check.
 
-        Looked at: the first minibatch, where the ratio is 1, and the next, where the policy has moved.
+        On the first minibatch of an iteration the ratio is 1; on the later ones the policy has moved.
         """
-        return partial(self._losses, first=update == 0) if self._thorough(step) and update < 2 else None
+        return partial(self._losses, update == 0) if self._thorough(step) else None
 
-    def _losses(self, losses: Losses, part: Experience, count: Tensor, first: bool) -> None:
+    def _losses(self, first: bool, place: int, losses: Losses, part: Experience, count: Tensor) -> None:
         with self._timed():
+            if place > 0:
+                if self.pulled:
+                    invariants.check_kept_gradient(self.policy.model)
+                return
             batch, mask = part.batch, part.batch.mask
             invariants.check_fresh_gradient(self.policy.model)
             now, old, clip = losses.log_probs.detach(), part.old_log_probs, self.clip_epsilon
@@ -224,6 +244,7 @@ class LiveChecks:
                 invariants.check_first_minibatch(now, old, mask, clip, self._tolerance, cause)
             tolerance = invariants.tolerance_for(torch.float32)  # what follows compares numbers of one pass
             slope, by_logit = invariants.derivatives(losses.policy, losses.log_probs, losses.logits)
+            self.pulled = bool(slope.any())
             invariants.check_surrogate(slope, now, old, part.advantages, mask, count, clip, tolerance)
             logits, by_logit = losses.logits / self.temperature, by_logit * self.temperature
             tokens, coef = batch.response_ids, self.entropy_coef

@@ -112,7 +112,7 @@ class Losses:
     values: Tensor | None = None
 
 
-Look = Callable[[Losses, Experience, Tensor], None]  # losses of a micro-batch, the micro-batch, count of the minibatch
+Look = Callable[[int, Losses, Experience, Tensor], None]  # place of a micro-batch, its losses, itself, tokens of all
 
 
 def clipped_losses(
@@ -168,7 +168,7 @@ def accumulate_gradient(
         losses: (micro-batch, count of the minibatch) -> its losses.
         part: the minibatch.
         micro_batch: most rows in one pass.
-        look: sees the losses of the first micro-batch before their gradient is taken, to check them.
+        look: sees the losses of the first two micro-batches before their gradient is taken, to check them.
 
     Returns:
         New log-probs [B, T] in nats, and the numbers policy_loss and value_loss.
@@ -181,8 +181,8 @@ def accumulate_gradient(
     for place, rows in enumerate(length_groups(part.batch, micro_batch)):
         few = part.select(rows)
         some = losses(few, count)
-        if look is not None and place == 0:
-            look(some, few, count)
+        if look is not None and place < 2:
+            look(place, some, few, count)
         (some.policy + value_coef * some.value).backward()
         new[rows, : some.log_probs.shape[1]] = some.log_probs.detach()
         sums += torch.stack([some.policy.detach(), some.value.detach()])

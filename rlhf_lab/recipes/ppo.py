@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rlhf_lab.experience import invariants
 from rlhf_lab.experience.episodes import Episodes, MakeEnv, Runner, open_envs, policy_for, value_for
-from rlhf_lab.experience.live import bet_on_actions, check_policy_loss
+from rlhf_lab.experience.live import bet_on_actions, check_policy_loss, thorough
 from rlhf_lab.maths.kl import kl_k1, kl_k3
 from rlhf_lab.maths.objectives import (
     clip_fraction,
@@ -58,8 +58,8 @@ class PPOConfig:
         kl_stop: nats a step, > 0; the epochs end once the approximate KL of a minibatch exceeds it. None: never.
         kl_coef: >= 0, reward units per nat of KL to the `reference`, paid in the reward of every step.
         whiten: whether the advantages of a minibatch get mean 0 and variance 1.
-        check_invariants: live checks of the sampled actions, the advantages and the first two minibatches of every
-            iteration.
+        check_invariants: live checks of the first minibatch of every iteration; in the first two iterations and every
+            tenth also of the sampled actions, the advantages and the loss.
         evaluate_every: iterations between calls of `evaluate`.
         seed: of weights, environments, actions and minibatches.
 
@@ -189,12 +189,13 @@ def train_ppo(
             for i in steps:
                 scale_rates(optimiser, linear(1.0, config.final_fraction, i / iterations))
                 episodes = runner.collect(sampling(policy, generator), config.steps, config.gamma)
-                if config.check_invariants:
+                checked = config.check_invariants and thorough(i)
+                if checked:
                     bet_on_actions(acted, policy, episodes)
                 batch, numbers = prepare(episodes, policy, value, reference, config)
                 updates: list[dict[str, float]] = []
                 for rows in minibatches(size, config.minibatch, config.epochs, generator):
-                    loss, row = ppo_losses(policy, value, batch.select(rows), config, len(updates))
+                    loss, row = ppo_losses(policy, value, batch.select(rows), config, len(updates), checked)
                     if config.kl_stop is not None and updates and row["approx_kl"] > config.kl_stop:
                         break
                     optimiser.zero_grad()
@@ -228,14 +229,15 @@ def prepare(
 
 
 def ppo_losses(
-    policy: nn.Module, value: nn.Module, batch: Batch, config: PPOConfig, update: int
+    policy: nn.Module, value: nn.Module, batch: Batch, config: PPOConfig, update: int, checked: bool = True
 ) -> tuple[Tensor, dict[str, float]]:
     """The loss to minimise on a minibatch, and the numbers to log.
 
         -mean[surrogate + entropy_coef H - kl_penalty KL(old || new)] + value_coef mean[clipped squared error]
 
     Args:
-        update: minibatches of this iteration before this one; the first two are checked.
+        update: minibatches of this iteration before this one.
+        checked: whether what the loss does is checked on the first two of them.
     """
     law = policy(batch.observations)
     log_probs, old = law.log_prob(batch.actions), batch.old_log_probs
@@ -256,7 +258,7 @@ def ppo_losses(
         "value_loss": errors.mean(),
     }
     loss = -gain.mean() + config.value_coef * errors.mean()
-    if config.check_invariants and (update == 0 or (update == 1 and config.kl_penalty == 0)):
+    if config.check_invariants and checked and (update == 0 or (update == 1 and config.kl_penalty == 0)):
         told = (log_probs, old, advantages, len(old), config.clip_epsilon, config.entropy_coef)
         check_policy_loss(loss, law, batch.actions, *told)
     return loss, {name: float(number.detach()) for name, number in numbers.items()}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rlhf_lab.experience import invariants
 from rlhf_lab.experience.episodes import Episodes, MakeEnv, collect_episodes, open_envs, policy_for, value_for
-from rlhf_lab.experience.live import bet_on_actions, check_policy_loss
+from rlhf_lab.experience.live import bet_on_actions, check_policy_loss, thorough
 from rlhf_lab.maths.kl import kl_k1
 from rlhf_lab.maths.objectives import reinforce_objective
 from rlhf_lab.maths.returns import discounted_returns, gae, lambda_returns
@@ -51,7 +51,7 @@ class ReinforceConfig:
             practice leaves it out.
         entropy_coef: >= 0, weight of the entropy bonus, in units of the return per nat.
         kl_coef: >= 0, reward units per nat of KL to the `reference`, paid in the reward of every step.
-        check_invariants: live checks of the sampled actions and of the loss.
+        check_invariants: live checks of the sampled actions and the loss, in the first two iterations and every tenth.
         evaluate_every: iterations between calls of `evaluate`.
         seed: of weights, environments and actions.
     """
@@ -162,7 +162,7 @@ def train_reinforce(
                 log_probs = law.log_prob(episodes.actions[mask])
                 gain = reinforce_objective(log_probs, advantages[mask]) + config.entropy_coef * law.entropy()
                 loss = -gain.sum() / len(mask)
-                if config.check_invariants:
+                if config.check_invariants and thorough(step):
                     bet_on_actions(acted, policy, episodes)
                     told = (log_probs, log_probs.detach(), advantages[mask], len(mask), math.inf, config.entropy_coef)
                     check_policy_loss(loss, law, episodes.actions[mask], *told)

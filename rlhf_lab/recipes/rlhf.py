@@ -220,8 +220,8 @@ def train_rlhf(
     Args:
         policy: where to start; it is not changed.
         prompts: texts, or conversations that end with a user message.
-        reward: scores [B] of a Rollout: a RewardModel with the policy's tokenizer, or a function, which is
-            called once an iteration.
+        reward: scores [B] of a Rollout: a RewardModel with the policy's tokenizer, or a function; called once an
+            iteration, and once more in the first two and every tenth, where the live checks compare.
         config: RLHFConfig() if None.
         reference: the other end of the leash; the policy as given if None.
         value_init: start of the value model; if None a copy of `reward` where that is a RewardModel, else the

@@ -30,9 +30,8 @@ class Watch:
     first: tuple[Replies, Tensor] | None = None
 
     def look(self, step: Step) -> None:
-        """Look at a step before it is taken: the first two of an iteration, in the first three iterations and in every
-        fifth."""
-        if step.epoch > 1 or not (step.number <= 3 or step.number % 5 == 0):
+        """Look at a step before it is taken, in the first three iterations and in every fifth."""
+        if not (step.number <= 3 or step.number % 5 == 0):
             return
         for name, message in self.violations(step):
             count, first = self.fired.get(name, (0, message))

@@ -36,6 +36,26 @@ def check_fresh_gradient(network: nn.Module) -> None:
         )
 
 
+def check_kept_gradient(network: nn.Module) -> None:
+    """After the first micro-batch of a minibatch its gradient is still there: the micro-batches add up.
+
+    Raises:
+        InvariantViolation: named "kept_gradient".
+
+    Chapter 05.
+    """
+    trained = [p for p in network.parameters() if p.requires_grad]
+    if trained and not any(p.grad is not None and bool(p.grad.any()) for p in trained):
+        raise InvariantViolation(
+            "kept_gradient",
+            "no gradient in any parameter after the first micro-batch",
+            "that of the first micro-batch, to which the next ones add theirs",
+            "gradients are set to 0 before each micro-batch, so only the last one is learned from",
+            "optimiser.zero_grad() once a minibatch",
+            "05",
+        )
+
+
 def check_ratio(ratio: Tensor, log_probs: Tensor, sampled: Tensor, mask: Tensor, tolerance: float) -> None:
     """The ratio is that of the policy now to the policy that sampled, at every step of the update.
 

@@ -5,7 +5,7 @@ Each check costs next to nothing and says what was checked, what came out, what 
 reproduces the numbers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -14,9 +14,11 @@ from torch import Tensor
 from rlhf_lab.experience.invariants.violation import InvariantViolation, difference, tolerance_for, too_far, unlike
 from rlhf_lab.maths import objectives
 from rlhf_lab.maths.tensors import check_shapes, length_mask
+from rlhf_lab.models.foreign import render_chat
 from rlhf_lab.models.language_model import LanguageModel
 from rlhf_lab.models.scoring import forward, response_log_probs, token_log_probs
 from rlhf_lab.models.tokens import TokenBatch
+from rlhf_lab.records import Conversation
 
 
 def check_first_minibatch(
@@ -121,6 +123,32 @@ def check_padding(
         single = batch.select(torch.tensor([row], device=batch.mask.device))
         alone[row, : single.mask.shape[1]] = response_log_probs(lm, single, temperature)[0]
     check_rescored(sampled, alone, batch.mask, tolerance, lambda: diagnose(lm, batch, sampled, alone, temperature))
+
+
+def check_prompts(lm: LanguageModel, conversations: Sequence[Conversation], batch: TokenBatch) -> None:
+    """Each prompt ends where the chat template lets the assistant begin.
+
+    Args:
+        conversations: of the first rows of the batch.
+
+    Raises:
+        InvariantViolation: named "prompts".
+
+    Chapter 07.
+    """
+    for row, conversation in enumerate(conversations):
+        whole, without = (render_chat(lm.tokenizer, conversation, header) for header in (True, False))
+        header = whole.removeprefix(without).strip()
+        text = str(lm.tokenizer.decode(batch.prompt_ids[row][batch.prompt_mask[row]]))
+        if whole != without and not text.rstrip().endswith(header):
+            raise InvariantViolation(
+                "prompts",
+                f"prompt {row} that ends with {text[-30:]!r}",
+                f"{header!r} at its end, where the assistant begins",
+                "the template was used without add_generation_prompt, or the prompt was cut at its end",
+                "apply_chat_template(..., add_generation_prompt=True); cut prompts at their beginning",
+                "07",
+            )
 
 
 def check_mask(mask: Tensor, lengths: Tensor) -> None:
