@@ -45,6 +45,7 @@ class LiveChecks:
         seconds: what the checks of this process took.
         unchecked: name of a check -> why this run cannot have it.
         pulled: whether the first micro-batch of this minibatch has a gradient.
+        experience: of this iteration, once its advantages have been looked at.
     """
 
     policy: LanguageModel
@@ -59,6 +60,7 @@ class LiveChecks:
     seconds: float = 0.0
     unchecked: dict[str, str] = field(default_factory=dict)
     pulled: bool = False
+    experience: Experience | None = None
 
     def __post_init__(self) -> None:
         if self.on:
@@ -209,6 +211,7 @@ class LiveChecks:
         Args:
             advantages: [B, T] before whitening. values: [B, T + 1]. experience: what the update learns from.
         """
+        self.experience = experience
         if not self._thorough(step):
             return
         with self._timed():
@@ -223,12 +226,19 @@ class LiveChecks:
                 invariants.check_returns(experience.returns, advantages, values, mask, tolerance)
 
     # -- an update ----------------------------------------------------------------------------------------------------
-    def look(self, step: int, update: int) -> Look | None:
+    def look(self, step: int, update: int, part: Experience, rows: Tensor) -> Look | None:
         """For `accumulate_gradient`: what sees the losses of an update; None where there is nothing to check.
 
         On the first minibatch of an iteration the ratio is 1; on the later ones the policy has moved.
+
+        Args:
+            step, update: iteration, and minibatch of it, from 0. part: the minibatch. rows: which rows it should be.
         """
-        return partial(self._losses, update == 0) if self._thorough(step) else None
+        if not self._thorough(step):
+            return None
+        if self.experience is not None:
+            check_minibatch(part, self.experience, rows)
+        return partial(self._losses, update == 0)
 
     def _losses(self, first: bool, place: int, losses: Losses, part: Experience, count: Tensor) -> None:
         with self._timed():
@@ -256,6 +266,29 @@ class LiveChecks:
     @property
     def _tolerance(self) -> float:
         return invariants.tolerance_for(self.policy.precision)
+
+
+def check_minibatch(part: Experience, whole: Experience, rows: Tensor) -> None:
+    """A minibatch holds the same rows of everything: tokens, log-probs, advantages, values and returns belong together.
+
+    Raises:
+        InvariantViolation: named "minibatch".
+    """
+    pairs = {"tokens": (part.batch.response_ids, whole.batch.response_ids)}
+    for name in ("old_log_probs", "advantages", "old_values", "returns"):
+        if getattr(whole, name) is not None:
+            pairs[name] = (getattr(part, name), getattr(whole, name))
+    mask = part.batch.mask
+    for name, (some, all_rows) in pairs.items():
+        if not torch.equal(some[mask], all_rows[rows, : mask.shape[1]][mask]):
+            raise invariants.InvariantViolation(
+                "minibatch",
+                f"{name} of other rows than those of this minibatch",
+                "the same rows of everything",
+                "tokens were shuffled and something that belongs to them was not",
+                "select all of it with one set of row numbers (`Experience.select`)",
+                "05",
+            )
 
 
 # -- agents that act on observations ----------------------------------------------------------------------------------
@@ -299,6 +332,9 @@ def check_policy_loss(
     everything, tolerance = torch.ones_like(log_probs, dtype=torch.bool), invariants.tolerance_for(torch.float32)
     logits = law.logits if isinstance(law, Categorical) else None
     slope, *rest = invariants.derivatives(loss, log_probs, *([] if logits is None else [logits]))
+    slope, log_probs, old, advantages, everything = (x[None] for x in (slope, log_probs, old, advantages, everything))
     invariants.check_surrogate(slope, log_probs, old, advantages, everything, count, clip_epsilon, tolerance)
     if logits is not None:
-        invariants.check_bonus(rest[0], slope, logits, actions, everything, count, entropy_coef, tolerance)
+        invariants.check_bonus(
+            rest[0][None], slope, logits[None], actions[None], everything, count, entropy_coef, tolerance
+        )

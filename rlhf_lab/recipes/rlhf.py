@@ -297,7 +297,7 @@ def train_rlhf(
                 for rows in minibatches(len(rollout), config.minibatch_rows, config.epochs, generator):
                     part = experience.select(rows)
                     optimiser.zero_grad()
-                    weights = (config.micro_batch, config.value_coef, checks.look(step, len(updates)))
+                    weights = (config.micro_batch, config.value_coef, checks.look(step, len(updates), part, rows))
                     new, numbers = accumulate_gradient(losses, part, *weights)
                     numbers |= update_numbers(new, part, config.clip_epsilon)
                     if updates and config.kl_stop is not None and numbers["approx_kl"] > config.kl_stop:

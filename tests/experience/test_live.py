@@ -1,5 +1,6 @@
 """Faults planted in the loop of `train_rlhf`, one at a time: each is named by the live check that looks at it."""
 
+import dataclasses
 import signal
 
 import pytest
@@ -9,11 +10,11 @@ from toy_models import PROMPTS, score_model, word_model
 from rlhf_lab.experience import invariants, rollouts, updates
 from rlhf_lab.experience.invariants import InvariantViolation
 from rlhf_lab.experience.live import LiveChecks
-from rlhf_lab.maths.objectives import clipped_surrogate_objective, clipped_value_loss
+from rlhf_lab.maths.objectives import clipped_surrogate_objective, clipped_value_loss, reinforce_objective
 from rlhf_lab.models import tokens
 from rlhf_lab.models.foreign import render_chat
 from rlhf_lab.models.scoring import token_log_probs
-from rlhf_lab.recipes import rlhf
+from rlhf_lab.recipes import ppo, reinforce, rlhf
 from rlhf_lab.training.files import load_checkpoint
 
 torch.set_num_threads(1)
@@ -209,3 +210,39 @@ def test_a_prompt_without_its_header(monkeypatch):
         rlhf.train_rlhf(lm, PROMPTS, reward, rlhf.RLHFConfig(**CONFIG))
     monkeypatch.undo()
     rlhf.train_rlhf(lm, PROMPTS, reward, rlhf.RLHFConfig(**CONFIG))
+
+
+def test_advantages_that_were_not_shuffled(monkeypatch):
+    class Unshuffled(updates.Experience):
+        def select(self, rows):
+            part = super().select(rows)
+            return dataclasses.replace(part, advantages=self.advantages[: len(rows), : part.advantages.shape[1]])
+
+    monkeypatch.setattr(rlhf, "Experience", Unshuffled)
+    with pytest.raises(InvariantViolation, match="minibatch: got advantages"):
+        train()
+
+
+def test_ends_that_were_misread(monkeypatch):
+    healthy = rlhf.sample_responses
+
+    def misread(*arguments, **options):
+        return dataclasses.replace(rollout := healthy(*arguments, **options), ended=~rollout.ended)
+
+    monkeypatch.setattr(rlhf, "sample_responses", misread)
+    with pytest.raises(InvariantViolation, match="mask:"):
+        train()
+
+
+def test_a_ppo_agent_that_climbs_its_loss_is_named(monkeypatch):
+    monkeypatch.setattr(ppo, "clipped_surrogate_objective", lambda *a: -clipped_surrogate_objective(*a))
+    config = ppo.PPOConfig(total_steps=64, environments=2, steps=32, minibatch=32)
+    with pytest.raises(InvariantViolation, match="surrogate"):
+        ppo.train_ppo("CartPole-v1", config)
+
+
+def test_a_reinforce_agent_that_climbs_its_loss_is_named(monkeypatch):
+    monkeypatch.setattr(reinforce, "reinforce_objective", lambda *a: -reinforce_objective(*a))
+    config = reinforce.ReinforceConfig(iterations=1, episodes=2, max_steps=20)
+    with pytest.raises(InvariantViolation, match="surrogate"):
+        reinforce.train_reinforce("CartPole-v1", config)

@@ -121,7 +121,7 @@ def train_rloo(
             for rows in minibatches(len(rollout), config.minibatch_rows, config.epochs, generator):
                 part = experience.select(rows)
                 optimiser.zero_grad()
-                look = checks.look(step, len(updates))
+                look = checks.look(step, len(updates), part, rows)
                 new, numbers = accumulate_gradient(losses, part, config.micro_batch, look=look)
                 numbers |= update_numbers(new, part, config.clip_epsilon)
                 (norm,) = clipped_step(optimiser, 1.0, step + 1, policy.model)

@@ -168,7 +168,7 @@ def check_mask(mask: Tensor, lengths: Tensor) -> None:
     """
     if mask.shape != (len(lengths), mask.shape[1]) or mask.dtype != torch.bool:
         raise ValueError(f"mask must be bool [{len(lengths)}, T], got {mask.dtype} {list(mask.shape)}")
-    wrong = (mask.sum(1) != lengths) | (mask != length_mask(lengths, mask.shape[1])).any(1)
+    wrong = (mask.sum(1) != lengths) | (mask != length_mask(lengths.clamp(max=mask.shape[1]), mask.shape[1])).any(1)
     if wrong.any():
         row = int(wrong.nonzero()[0])
         raise InvariantViolation(
