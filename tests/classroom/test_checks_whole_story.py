@@ -2,7 +2,9 @@
 
 from itertools import combinations, pairwise
 
+import numpy as np
 import pytest
+import torch
 
 from rlhf_lab.classroom.checks.whole_story import check_agreement, check_pairs_of_ranking, check_win_rate
 
@@ -19,16 +21,38 @@ def win_rate(after, before):
     return sum((a > b) + (a == b) / 2 for a, b in zip(after, before, strict=True)) / len(after)
 
 
-SOLUTIONS = [
-    (check_pairs_of_ranking, pairs_of_ranking),
-    (check_pairs_of_ranking, lambda tiers: [list(pair) for pair in reversed(pairs_of_ranking(tiers))]),
-    (check_agreement, agreement),
-    (check_win_rate, win_rate),
-]
+def win_rate_of_tensors(after, before, dtype):
+    after, before = torch.tensor(after, dtype=dtype), torch.tensor(before, dtype=dtype)
+    return ((after > before).to(dtype) + (after == before).to(dtype) / 2).mean()
 
 
-@pytest.mark.parametrize(("check", "solution"), SOLUTIONS)
-def test_solution_passes(check, solution, capsys):
+def agreement_of_arrays(scores, pairs):
+    better, worse = np.float32(scores)[np.array(pairs)].T
+    return np.mean((better > worse) + np.float32(0.5) * (better == worse), dtype=np.float32)
+
+
+def pairs_in_turn(tiers):
+    yield from pairs_of_ranking(tiers)
+
+
+SOLUTIONS = {
+    "list": (check_pairs_of_ranking, pairs_of_ranking),
+    "lists, other order": (check_pairs_of_ranking, lambda t: [list(pair) for pair in reversed(pairs_of_ranking(t))]),
+    "generator": (check_pairs_of_ranking, pairs_in_turn),
+    "set": (check_pairs_of_ranking, lambda t: set(pairs_of_ranking(t))),
+    "array": (check_pairs_of_ranking, lambda t: np.array(pairs_of_ranking(t))),
+    "tensor": (check_pairs_of_ranking, lambda t: torch.tensor(pairs_of_ranking(t))),
+    "agreement": (check_agreement, agreement),
+    "agreement, float32": (check_agreement, agreement_of_arrays),
+    "win rate": (check_win_rate, win_rate),
+    "win rate, float32": (check_win_rate, lambda a, b: win_rate_of_tensors(a, b, torch.float32)),
+    "win rate, float32 number": (check_win_rate, lambda a, b: float(np.float32(win_rate(a, b)))),
+}
+
+
+@pytest.mark.parametrize("name", SOLUTIONS)
+def test_solution_of_any_type_passes(name, capsys):
+    check, solution = SOLUTIONS[name]
     check(solution)
     assert "passed" in capsys.readouterr().out
 
@@ -90,6 +114,14 @@ MISTAKES = {
         "how much better",
     ),
     "number of wins": (check_win_rate, lambda a, b: win_rate(a, b) * len(a), "and not their share"),
+    "worse first, in turn": (
+        check_pairs_of_ranking,
+        lambda t: ((w, b) for b, w in pairs_of_ranking(t)),
+        "better reply comes first",
+    ),
+    "first tier eaten": (check_pairs_of_ranking, lambda t: pairs_of_ranking(t) * (t.pop() is not None), "in place"),
+    "float16": (check_win_rate, lambda a, b: win_rate_of_tensors(a, b, torch.float16), "prompt by prompt"),
+    "not a number": (check_agreement, lambda s, p: "0.5", "mean over the pairs"),
     "constant": (check_win_rate, lambda a, b: 0.4, "prompt by prompt"),
 }
 
@@ -97,8 +129,9 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistake_is_named(name):
     check, mistake, cause = MISTAKES[name]
-    with pytest.raises(AssertionError, match=cause):
+    with pytest.raises(AssertionError, match=cause) as caught:
         check(mistake)
+    assert "\n  or  " not in str(caught.value)  # no second cause beside the right one
 
 
 def test_unfinished_exercise_says_so():

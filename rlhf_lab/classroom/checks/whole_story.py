@@ -2,39 +2,54 @@
 
 Each compares a function with the definition: on a case small enough for paper, on random cases, and on a property.
 When something differs, the usual mistakes are tried on the same inputs, and the message names the one that gives the
-same answer.
+same answer. Numbers may be of any type and precision: they are compared up to rounding in float32.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import combinations, pairwise, permutations, product
 from random import Random
 from typing import Any
 
-from rlhf_lab.classroom.checks.comparing import compare, exercise
+from torch import Tensor
+
+from rlhf_lab.classroom.checks.comparing import NO_RETURN, TOLERANCE, as_tensor, compare, exercise
 
 RANDOM_CASES = 50
 Tiers = Sequence[Sequence[int]]
 
 
 def _same(got: Any, expected: list[tuple[int, int]] | float) -> bool:
+    """Whether the pairs are the same in any order, or the number is, up to rounding in float32; of any type."""
     if isinstance(expected, list):
-        try:
-            return sorted(tuple(pair) for pair in got) == sorted(expected)
-        except TypeError:
-            return False
-    try:
-        return math.isclose(float(got), expected, abs_tol=1e-9)
-    except (TypeError, ValueError):
+        return _as_pairs(got) == sorted(expected)
+    number = as_tensor(got)
+    if not isinstance(number, Tensor) or number.numel() != 1:
         return False
+    return math.isclose(number.item(), expected, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+
+
+def _as_pairs(got: Any) -> list[tuple[int, ...]] | None:
+    """Rows of whole numbers, sorted: of lists, tuples, sets, arrays and tensors; None of anything else."""
+    try:
+        rows = [[float(reply) for reply in row] for row in got]
+    except (TypeError, ValueError):
+        return None
+    whole = all(number.is_integer() for row in rows for number in row)
+    return sorted(tuple(map(int, row)) for row in rows) if whole else None
 
 
 def _odd(got: object, expected: object) -> str | None:
-    return "it returned None; is there a `return`?" if got is None else None
+    return NO_RETURN if got is None else None
 
 
 _compare = partial(compare, same=_same, odd=_odd)
+
+
+def _listed(pairs: Any) -> Any:
+    """What is made pair by pair with `yield` or `zip`, as a list: it can be read more than once."""
+    return list(pairs) if isinstance(pairs, Iterable) and not hasattr(pairs, "__len__") else pairs
 
 
 # -- pairs of a ranking ----------------------------------------------------------------------------------------------
@@ -75,7 +90,8 @@ def check_pairs_of_ranking(function: Callable[[Tiers], Sequence[tuple[int, int]]
             "the places of the tiers are paired and not the replies in them": lambda p=places: list(combinations(p, 2)),
             "each pair is there in both orders": lambda t=tiers: _pairs(t) + [(w, b) for b, w in _pairs(t)],
         }
-        _compare(name, case, lambda t=tiers: function(t), _pairs(tiers), faults, hint)
+        call = lambda given: _listed(function(given))  # noqa: E731
+        _compare(name, case, call, _pairs(tiers), faults, hint, inputs=(tiers,))
     print(f"{name}: passed (3 cases by hand, {RANDOM_CASES} random ones)")
 
 
@@ -113,8 +129,8 @@ def check_agreement(function: Callable[[Sequence[float], Sequence[tuple[int, int
                 sum(s[b] - s[w] for b, w in p) / len(p)
             ),
         }
-        call = lambda s=scores, p=pairs: function(s, p)  # noqa: E731
-        _compare(name, f"scores {scores}, pairs {pairs}", call, _agreement(scores, pairs), faults, hint)
+        case, right = f"scores {scores}, pairs {pairs}", _agreement(scores, pairs)
+        _compare(name, case, function, right, faults, hint, inputs=(scores, pairs))
     print(f"{name}: passed (3 cases by hand, {RANDOM_CASES} random ones with ties)")
 
 
@@ -150,11 +166,10 @@ def check_win_rate(function: Callable[[Sequence[float], Sequence[float]], float]
             "the mean difference: how much better, and not how often": lambda r=rows: sum(a - b for a, b in r) / len(r),
             "the number of wins and not their share": lambda r=rows: _points(r) * len(r),
         }
-        call = lambda a=after, b=before: function(a, b)  # noqa: E731
-        _compare(name, f"after {after}, before {before}", call, _points(rows), faults, hint)
-        swapped = lambda a=after, b=before: function(b, a)  # noqa: E731
+        case = f"after {after}, before {before}"
+        _compare(name, case, function, _points(rows), faults, hint, inputs=(after, before))
         case = f"models swapped, so the two add up to 1: after {before}, before {after}"
-        _compare(name, case, swapped, 1 - _points(rows), {}, hint)
+        _compare(name, case, function, 1 - _points(rows), {}, hint, inputs=(before, after))
     print(f"{name}: passed (3 cases by hand, {RANDOM_CASES} random ones, models swapped)")
 
 

@@ -1,0 +1,268 @@
+"""Explorables in JupyterLab, in a real browser: dragged with the mouse and moved with the keys.
+
+One notebook and one JupyterLab for all of them, since starting it takes most of the time. What stands on the page is
+compared with what Python says for the same setting. With `pytest -s` the time from each drag to its picture is printed.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from rlhf_lab.classroom import explore
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = ["clip", "gae_lambda", "discount", "leash", "sampling_law", "best_of_n"]
+CHROMIUM_FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+HOSTILE = """
+from rlhf_lab.classroom.explorables.draggable import Axis, Dial, Explorable, Panel, Plan, Scene, Text
+bad = "<img src='nowhere' onerror='window.hacked = 1'><em>loud</em> $x^2$"
+axis = Axis(bad, 0, 1, [0], [bad])
+dial = Dial("x", bad, [0, 1], 0, "d")
+Explorable(Plan(bad, bad + "{x}", [dial], lambda x: Scene([Panel(bad, axis, axis, [Text(0, x, bad, bad)])], bad)))
+"""
+PATIENCE = 120  # seconds; a busy machine may need most of them to start everything
+
+
+# Notes for each explorable when it was redrawn, and how long after the last move of the mouse.
+WATCH = """() => document.querySelectorAll(".rlhf-explore").forEach((root) => {
+  let moved = null;
+  Object.assign(root, { redrawn: 0, delays: [] });
+  root.addEventListener("pointermove", () => (moved = performance.now()), true);
+  new MutationObserver(() => {
+    root.redrawn += 1;
+    if (moved !== null) root.delays.push(performance.now() - moved);
+    moved = null;
+  }).observe(root.querySelector("svg"), { attributes: true, attributeFilter: ["aria-label"] });
+})"""
+
+HASTY = "(node, xs) => xs.forEach((x) => node.dispatchEvent(new PointerEvent('pointermove', { clientX: x })))"
+
+
+def wait_for(condition):
+    """Poll until `condition()` holds, and return it."""
+    end = time.monotonic() + PATIENCE
+    while not (found := condition()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+    return found
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """The address of a JupyterLab with one notebook: a cell for each explorable, under one that imports."""
+    folder = tmp_path_factory.mktemp("lab")
+    sources = ["from rlhf_lab import explore", *(f"explore.{name}()" for name in NAMES), HOSTILE]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, folder / "explore.ipynb")
+    environment = os.environ | {f"JUPYTER_{n}_DIR": str(folder / n) for n in ("CONFIG", "DATA", "RUNTIME")}
+    environment |= {"PYTHONPATH": str(ROOT), "IPYTHONDIR": str(folder / "ipython")}
+    options = ["--no-browser", "--allow-root", "--port=0", "--ip=127.0.0.1"]
+    command = [sys.executable, "-m", "jupyterlab", *options, "--IdentityProvider.token=test"]
+    with open(folder / "lab.log", "w") as log:
+        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+        try:
+            info = wait_for(lambda: list((folder / "RUNTIME").glob("jpserver-*.json")))[0]
+            url = wait_for(lambda: info.read_text() and json.loads(info.read_text())["url"])
+            yield f"{url}lab/tree/explore.ipynb?token=test"
+        finally:
+            server.terminate()
+            server.wait(PATIENCE)
+
+
+@pytest.fixture(scope="module")
+def page(chromium, lab):
+    """The notebook with all cells run."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS)
+        page = browser.new_page(viewport={"width": 1200, "height": 1000})
+        page.set_default_timeout(PATIENCE * 1000)
+        page.goto(lab)
+        cells = page.locator(".jp-Notebook .jp-CodeCell")
+        cells.first.wait_for()
+        page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first.wait_for()
+        page.wait_for_timeout(1500)  # idle comes before the kernel takes messages for widgets
+        if (select := page.locator(".jp-Dialog button.jp-mod-accept")).count():
+            select.first.click()
+
+        def runs():  # a busy machine connects to the kernel late, and what was asked before is dropped
+            cells.first.locator(".cm-content").first.click()
+            page.keyboard.press("Shift+Enter")
+            page.wait_for_timeout(3000)
+            return re.search(r"[*\d]", cells.first.locator(".jp-InputPrompt").inner_text())
+
+        wait_for(runs)
+        for _ in [*NAMES, "hostile"]:
+            page.keyboard.press("Shift+Enter")
+        wait_for(lambda: page.locator(".rlhf-explore").count() == len(NAMES) + 1)
+        page.add_style_tag(content=".Toastify { display: none }")  # news of JupyterLab, over the page
+        page.evaluate(WATCH)
+        yield page
+        browser.close()
+
+
+class Figure:
+    """An explorable on the page, and the plan that it should follow."""
+
+    def __init__(self, page, name):
+        self.page, self.plan = page, getattr(explore, name)().plan
+        self.root = page.locator(".rlhf-explore").nth(NAMES.index(name))
+        self.root.locator("svg").scroll_into_view_if_needed()
+        self.reset()
+
+    def slider(self, dial):
+        return self.root.get_by_role("slider", name=dial.label, exact=True)
+
+    def setting(self):
+        """What the numbers in the sentence say."""
+        found = {}
+        for dial in self.plan.dials:
+            value = float(self.slider(dial).get_attribute("aria-valuenow"))
+            assert self.slider(dial).inner_text() == dial.text(dial.values[list(map(float, dial.values)).index(value)])
+            found[dial.name] = min(dial.values, key=lambda known, value=value: abs(known - value))
+        return found
+
+    def follows(self):
+        """Whether numbers and marks on the page are those of Python for the setting on the page."""
+        scene = self.plan.scene(**self.setting())
+        says = self.root.locator(".rlhf-says").inner_text() == scene.says
+        texts = [mark.text for panel in scene.panels for mark in panel.marks if mark.kind == "text"]
+        drawn = self.root.locator("svg text").all_text_contents()
+        count = sum(len(m.x) for panel in scene.panels for m in panel.marks if m.kind == "points")
+        return says and set(texts) <= set(drawn) and self.root.locator("svg circle").count() == count
+
+    def reset(self):
+        """Every dial to its first value, by a key."""
+        for dial in self.plan.dials:
+            self.slider(dial).press("Home")
+        wait_for(self.follows)
+
+    def picture(self):
+        return self.root.locator("svg").inner_html()
+
+
+def geometry(picture):
+    """The picture without the names of its clip paths, which are new every time."""
+    return re.sub(r"rlhf-clip-\w+", "", picture)
+
+
+@pytest.fixture(params=NAMES)
+def figure(request, page):
+    return Figure(page, request.param)
+
+
+@pytest.mark.browser
+def test_drag(figure, request):
+    page = figure.page
+    for dial in figure.plan.dials:
+        figure.reset()
+        before, box = geometry(figure.picture()), figure.slider(dial).bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        page.mouse.move(x, y)
+        page.mouse.down()
+        page.mouse.move(x + 60, y)
+        wait_for(figure.follows)
+        setting = figure.setting()
+        assert setting[dial.name] > dial.values[0]
+        assert {**setting, dial.name: 0} == {d.name: d.values[0] for d in figure.plan.dials} | {dial.name: 0}
+        assert geometry(figure.picture()) != before
+        # A hasty hand, all in one moment: the first place is asked for at once, the last one after the answer.
+        redrawn, places = figure.root.evaluate("root => root.redrawn"), [x + 10 * k for k in range(30, 1, -1)]
+        figure.slider(dial).evaluate(HASTY, places)
+        wait_for(figure.follows)
+        assert figure.root.evaluate("root => root.redrawn") - redrawn == 2
+        assert dial.values[0] < figure.setting()[dial.name] < setting[dial.name]
+        page.mouse.up()
+        end = figure.setting()
+        page.mouse.move(x + 200, y)  # not held any more
+        page.wait_for_timeout(300)
+        assert figure.setting() == end
+        assert figure.slider(dial).evaluate("node => node === document.activeElement")
+    print(f"\n{request.node.callspec.id}: {drag_times(figure)}")
+
+
+def drag_times(figure):
+    """Milliseconds from single moves of the first dial to their pictures."""
+    page, dial = figure.page, figure.plan.dials[0]
+    figure.reset()
+    box = figure.slider(dial).bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    figure.root.evaluate("root => { root.delays = []; }")
+    for step in range(1, 13):
+        page.mouse.move(x + 25 * step, y)
+        wait_for(figure.follows)
+    page.mouse.up()
+    delays = sorted(figure.root.evaluate("root => root.delays"))
+    return f"median {delays[len(delays) // 2]:.0f} ms, most {delays[-1]:.0f} ms of {len(delays)} moves"
+
+
+@pytest.mark.browser
+def test_keys(figure):
+    page, dials = figure.page, figure.plan.dials
+    cells = page.locator(".jp-Notebook .jp-Cell")
+    count, active = cells.count(), page.locator(".jp-Notebook .jp-mod-active").count()
+    sources = [cell.inner_text() for cell in page.locator(".jp-Notebook .jp-CodeCell .cm-content").all()]
+    figure.slider(dials[0]).focus()
+    for dial in dials:
+        slider = figure.slider(dial)
+        if dial is not dials[0]:
+            page.keyboard.press("Tab")  # from one number to the next
+        assert slider.evaluate("node => node === document.activeElement")
+        at, last = 0, len(dial.values) - 1
+        page_step = max(2, round(last / 10))
+        presses = [("ArrowRight", 1), ("ArrowUp", 1), ("ArrowLeft", -1), ("PageUp", page_step), ("ArrowDown", -1)]
+        for key, step in presses:
+            page.keyboard.press(key)
+            at = min(max(at + step, 0), last)
+            assert figure.setting()[dial.name] == dial.values[at], key
+        for key, at in (("End", last), ("ArrowRight", last), ("Home", 0), ("PageDown", 0)):
+            page.keyboard.press(key)
+            assert figure.setting()[dial.name] == dial.values[at], key
+        wait_for(figure.follows)
+    live = figure.root.locator("[aria-live=polite]")
+    page.keyboard.press("ArrowRight")
+    wait_for(lambda: figure.follows() and live.text_content() == figure.root.locator(".rlhf-says").inner_text())
+    # To JupyterLab these mean: insert cells, delete them, next cell, a command palette, run.
+    for key in ["a", "b", "x", "d", "d", "j", "k", "m", "Enter", "Shift+Enter"]:
+        page.keyboard.press(key)
+    page.wait_for_timeout(300)
+    assert (cells.count(), page.locator(".jp-Notebook .jp-mod-active").count()) == (count, active)
+    assert [cell.inner_text() for cell in page.locator(".jp-Notebook .jp-CodeCell .cm-content").all()] == sources
+    assert figure.slider(dials[-1]).evaluate("node => node === document.activeElement")
+
+
+@pytest.mark.browser
+def test_words_stay_words(page):
+    hostile = page.locator(".rlhf-explore").nth(len(NAMES))
+    hostile.get_by_role("slider").press("End")
+    wait_for(lambda: hostile.get_by_role("slider").inner_text() == "1")
+    page.wait_for_timeout(500)
+    assert page.evaluate("window.hacked") is None
+    assert hostile.locator("img, em, script, mjx-container").count() == 0
+    assert "<em>loud</em> $x^2$" in hostile.locator(".rlhf-sentence").inner_text()
+
+
+@pytest.mark.browser
+def test_screenshots(page):
+    if not (folder := os.environ.get("RLHF_LAB_SCREENSHOTS")):
+        pytest.skip("set RLHF_LAB_SCREENSHOTS to a folder to get them")
+    for name in NAMES:
+        Figure(page, name).root.screenshot(path=Path(folder) / f"{name}.png")
