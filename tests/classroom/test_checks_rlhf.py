@@ -78,11 +78,23 @@ def test_token_rewards_passes():
     checks.check_token_rewards(token_rewards)
 
 
+def token_rewards_by_product(scores, ended, log_probs, ref, mask, kl_coef, penalty):
+    rewards = -kl_coef * (log_probs - ref).detach() * mask
+    return rewards + (scores - penalty * ~ended)[:, None] * one_hot(mask.sum(1) - 1, mask.shape[1])
+
+
+def in_place(scores, ended, log_probs, ref, mask, kl_coef, penalty):
+    log_probs[~mask] = ref[~mask] = 0.0
+    return token_rewards(scores, ended, log_probs, ref, mask, kl_coef, penalty)
+
+
 def reward_mistake(at=0, axis=1, sign=-1.0, masked=True, detach=True):
     def rewards(scores, ended, log_probs, ref, mask, kl_coef, penalty):
         kl = sign * kl_coef * kl_k1(log_probs.detach() if detach else log_probs, ref)
         last = (mask.sum(axis) - 1 + at).clamp(0, mask.shape[1] - 1)
-        return (kl * mask if masked else kl) + (scores - penalty * ~ended)[:, None] * one_hot(last, mask.shape[1])
+        return (torch.where(mask, kl, 0.0) if masked else kl) + (scores - penalty * ~ended)[:, None] * one_hot(
+            last, mask.shape[1]
+        )
 
     return rewards
 
@@ -102,7 +114,9 @@ def in_the_last_column(scores, ended, log_probs, ref, mask, kl_coef, penalty):
         (reward_mistake(masked=False), "the mask is missing"),
         (reward_mistake(detach=False), "a missing detach"),
         (reward_mistake(axis=0), "the wrong axis"),
-        (in_the_last_column, "off by one|in the last column"),
+        (token_rewards_by_product, "NaN [*] 0 is NaN; leave it out with torch.where"),
+        (in_place, "changed in place"),
+        (in_the_last_column, "in the last column"),
         (lambda s, e, lp, ref, m, k, p: (s - p * ~e)[:, None] * m - k * (lp - ref) * m, "at every token"),
         (lambda s, e, lp, ref, m, k, p: token_rewards(s, e, lp, ref, m, k, 0.0), "penalty .* is left out"),
         (lambda s, e, lp, ref, m, k, p: token_rewards(s, ~e, lp, ref, m, k, p), "use ~ended"),
@@ -121,6 +135,11 @@ def test_token_rewards_names_the_mistake(mistake, cause):
 def kl_loss(log_probs, old_log_probs, ref_log_probs, mask):
     weight = torch.where(mask, log_probs - old_log_probs, 0.0).sum(1).exp().detach()
     return weight * torch.where(mask, log_probs - ref_log_probs, 0.0).sum(1).square() / 2
+
+
+def kl_loss_by_product(log_probs, old_log_probs, ref_log_probs, mask):
+    weight = ((log_probs - old_log_probs) * mask).sum(1).exp().detach()
+    return weight * ((log_probs - ref_log_probs) * mask).sum(1).square() / 2
 
 
 def as_a_weighted_score(log_probs, old_log_probs, ref_log_probs, mask):
@@ -180,6 +199,7 @@ def upside_down(log_probs, old, ref, mask):
         (kl_mistake(sign=-1.0), "the sign"),
         (kl_mistake(half=1.0), "factor 1/2"),
         (k3, "the other KL"),
+        (kl_loss_by_product, "NaN [*] 0 is NaN; leave it out with torch.where"),
         (a_mean, "mean over the reply"),
         (weighted_by_token, "the wrong axis|per token"),
         (upside_down, "upside down"),

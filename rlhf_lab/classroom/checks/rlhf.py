@@ -12,14 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_lab.classroom.checks.comparing import compare, exercise, fail, odd_tensors, same_tensors
+from rlhf_lab.classroom.checks.comparing import (
+    PADDING,
+    TOLERANCE,
+    compare,
+    exercise,
+    expect_data,
+    odd_tensors,
+    same_tensors,
+    spoil,
+)
 from rlhf_lab.maths.exact import TokenWorld
 from rlhf_lab.maths.intervals import Interval, mean_interval, proportion_interval
 from rlhf_lab.maths.tensors import length_mask
 from rlhf_lab.worlds.town.oracle import Verdict
-
-TOLERANCE = 1e-6
-
 
 _odd = partial(odd_tensors, not_finite="a number overflowed; stay with logarithms until the last step")
 _compare = partial(compare, same=same_tensors, odd=_odd)
@@ -44,7 +50,8 @@ def check_optimal_law(function: Callable[[Tensor, Tensor, float], Tensor]) -> No
     cases.append(("scores of about 1900 (a constant added to all scores changes nothing)", *large, 1.0))
     for case, ref, scores, kl_coef in cases:
         expected, faults = (ref.log() + scores / kl_coef).softmax(-1), _law_faults(ref, scores, kl_coef)
-        _compare(name, case, lambda r=ref, s=scores, k=kl_coef: function(r, s, k), expected, faults, hint)
+        rounded = partial(same_tensors, tolerance=2e-4 if scores.max() > 1000 else TOLERANCE)  # 1900 in float32
+        _compare(name, case, function, expected, faults, hint, inputs=(ref, scores, kl_coef), same=rounded)
     print(f"{name}: passed (a case by hand, 20 random ones, large scores)")
 
 
@@ -119,14 +126,16 @@ def check_token_rewards(function: Callable[..., Tensor]) -> None:
     cases = [("two replies, of 2 tokens and of 1", hand, 0.1, 0.5)]
     cases += [(f"random case {seed}, junk at padding", _ragged_case(seed), 0.2, 1.5) for seed in range(20)]
     for case, data, kl_coef, penalty in cases:
-        full = (*data, kl_coef, penalty)
-        _compare(name, case, lambda f=full: function(*f), _token_rewards(*full), _reward_faults(*full), hint)
-    scores, ended, log_probs, ref, mask = _ragged_case(99)
-    got = function(scores, ended, log_probs.requires_grad_(True), ref, mask, 0.2, 1.5)
-    if got.requires_grad:
-        cause = "a missing detach: rewards are data; a gradient in them trains the policy in a second way"
-        fail(name, "log_probs that require grad", "rewards that require grad", "rewards that do not", cause)
-    print(f"{name}: passed (a case by hand, 20 random ones with junk at padding, no gradient)")
+        scores, ended, log_probs, ref, mask = data
+        inputs = *data, kl_coef, penalty
+        spoiled = scores, ended, *spoil(mask, log_probs, ref), mask, kl_coef, penalty
+        faults = _reward_faults(*inputs)
+        _compare(name, case, function, _token_rewards(*inputs), faults, hint, inputs=inputs, spoiled=spoiled)
+    scores, ended, log_probs, *others = _ragged_case(99)
+    cause = "a missing detach: rewards are data; a gradient in them trains the policy in a second way"
+    live = scores, ended, log_probs.requires_grad_(True), *others, 0.2, 1.5
+    expect_data(name, "log_probs that require grad", function, live, cause)
+    print(f"{name}: passed (a case by hand, 20 random ones with NaN at padding, nothing changed in place, no gradient)")
 
 
 def _reward_faults(*case: Any) -> dict[str, Callable[[], Tensor]]:
@@ -200,7 +209,11 @@ def check_kl_loss(function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) 
         gradient = partial(_expected_gradient, world, ref, logits, old_logits)
         faults = {cause: partial(gradient, partial(_kl_loss, **options)) for cause, options in _KL_FAULTS.items()}
         _compare("gradient of kl_loss", case, partial(gradient, function), expected, faults, hint)
-    print("kl_loss: passed (its expected gradient is that of the KL in 10 worlds, 9 of them off-policy)")
+        spoiled, odd = partial(gradient, function, junk=torch.nan), partial(odd_tensors, not_finite=PADDING)
+        _compare("gradient of kl_loss", f"{case}, now with NaN at padding", spoiled, expected, {}, PADDING, odd=odd)
+    print(
+        "kl_loss: passed (in 10 worlds its expected gradient is that of the KL, 9 off-policy, all with NaN at padding)"
+    )
 
 
 _KL_FAULTS: dict[str, dict[str, Any]] = {  # cause -> options of `_kl_loss`
@@ -230,13 +243,17 @@ def _kl_case(seed: int, on_policy: bool) -> tuple[TokenWorld, Tensor, Tensor, Te
 
 
 def _expected_gradient(
-    world: TokenWorld, ref: Tensor, logits: Tensor, old_logits: Tensor, loss: Callable[..., Tensor]
+    world: TokenWorld,
+    ref: Tensor,
+    logits: Tensor,
+    old_logits: Tensor,
+    loss: Callable[..., Tensor],
+    junk: float = 0.3,
 ) -> Tensor:
     """Gradient with respect to the logits of the expected loss over all replies of the old policy."""
     logits = logits.clone().requires_grad_(True)
-    junk = torch.where(world.mask, 0.0, torch.tensor([0.3, -0.2, 0.4]).expand(world.mask.shape))
-    log_probs = world.token_log_probs(logits)[0] + junk
-    old_log_probs, ref_log_probs = (world.token_log_probs(x)[0] - junk for x in (old_logits, ref))
+    padded = lambda x, value: torch.where(world.mask, world.token_log_probs(x)[0], value)  # noqa: E731
+    log_probs, old_log_probs, ref_log_probs = padded(logits, junk), padded(old_logits, -junk), padded(ref, -junk)
     values = loss(log_probs, old_log_probs, ref_log_probs, world.mask)
     if not isinstance(values, Tensor) or values.shape != (world.num_sequences,):
         got = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
@@ -269,14 +286,13 @@ def check_over_refusal(function: Callable[[list], Interval]) -> None:
         case += " requests refused, one reply without a verdict"
         expected = proportion_interval(refused, refused + answered)
         faults = _over_refusal_faults(refused, answered, rightly, complied)
-        compare("over_refusal", case, lambda v=verdicts: function([*v, None]), expected, faults, hint, same=_agree)
+        compare("over_refusal", case, function, expected, faults, hint, same=_agree, inputs=([*verdicts, None],))
     print("over_refusal: passed (5 mixtures of harmless and harmful requests)")
 
 
 def _agree(got: object, expected: Interval) -> bool:
-    return isinstance(got, Interval) and all(
-        abs(getattr(got, part) - getattr(expected, part)) < TOLERANCE for part in ("mean", "low", "high", "count")
-    )
+    parts = "mean", "low", "high", "count"
+    return isinstance(got, Interval) and all(same_tensors(getattr(got, p), getattr(expected, p)) for p in parts)
 
 
 def _over_refusal_faults(
