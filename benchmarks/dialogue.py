@@ -1,10 +1,9 @@
-"""The study behind the end of chapter 06: a tutorial's dialogue agent, repaired line by line, seed by seed.
+"""The study behind the end of chapter 06: a tutorial's dialogue agent with some of its repairs, seed by seed.
 
     python run.py bench dialogue                   every run that data/results/dialogue_agent.csv does not hold yet
     python run.py bench dialogue --seeds 0 1       those seeds
 
-A rung of the ladder has one repair more than the rung below it; rung 0 is the agent as it is, the last one has all six.
-On top of it come six rungs with all repairs but one. One core, some ten seconds a row.
+The agent as it is, with the first repair alone, with all six, and with all but one. One core, some 15 seconds a row.
 """
 
 import torch
@@ -15,7 +14,7 @@ from rlhf_lab.classroom import clinic
 RESULTS = FOLDER / "dialogue_agent.csv"
 SEEDS = 5
 NAMES = tuple(clinic.REPAIRS)
-RUNGS = {f"first {n}": NAMES[:n] for n in range(len(NAMES) + 1)}
+RUNGS: dict[str, tuple[str, ...]] = {"none": (), f"{NAMES[0]} alone": NAMES[:1], "all six": NAMES}
 RUNGS |= {f"without {left_out}": tuple(name for name in NAMES if name != left_out) for left_out in NAMES}
 SETTING = clinic.DIALOGUE
 
@@ -24,7 +23,8 @@ def run(rung: str, seed: int) -> dict[str, float]:
     """One agent, trained and measured."""
     training = clinic.train_agent(clinic.with_repairs(*RUNGS[rung]), seed, **SETTING)
     row = {"share": training.share, "held_out": training.held_out}
-    return row | {name: training.history.last(name) for name in ("entropy", "clip_fraction", "explained_variance")}
+    logged = ("entropy", "clip_fraction", "explained_variance", "advantage")
+    return row | {name: training.history.last(name) for name in logged}
 
 
 def probe(rung: str) -> dict[str, float]:

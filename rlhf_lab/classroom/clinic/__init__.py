@@ -25,7 +25,7 @@ from rlhf_lab.classroom.clinic.agent import (
     with_repairs,
 )
 from rlhf_lab.classroom.clinic.agent_checks import grade_method
-from rlhf_lab.classroom.clinic.charts import diagnose, show_alarms, show_code, visit
+from rlhf_lab.classroom.clinic.charts import Folded, diagnose, show_alarms, show_code, show_small, visit
 from rlhf_lab.classroom.clinic.exercises import check_clip_is_alive, check_whiten
 from rlhf_lab.classroom.clinic.faults import only_the_top_two
 from rlhf_lab.classroom.clinic.grading import grade
@@ -54,6 +54,7 @@ __all__ = [
     "PROMPTS",
     "REPAIRS",
     "SEEDS",
+    "Folded",
     "Parts",
     "TutorialPPO",
     "best_kind",
@@ -78,6 +79,7 @@ __all__ = [
     "share_of_optimum",
     "show_alarms",
     "show_code",
+    "show_small",
     "song",
     "suspects",
     "token_gradient",

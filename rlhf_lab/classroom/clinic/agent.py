@@ -10,6 +10,7 @@ from random import Random
 from typing import Any
 
 import gymnasium
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -67,7 +68,7 @@ class TutorialPPO:
         return targets - values
 
     def value_loss(self, values, targets):
-        """[B, T] what the critic descends; the tutorial has no critic to train."""
+        """[B, T] what the critic descends."""
         return torch.zeros_like(targets)
 
     # -- what follows is healthy --------------------------------------------------------------------------------------
@@ -288,13 +289,20 @@ def train_agent(
 
 @torch.no_grad()
 def share_of_optimum(act: Callable[[Tensor], Tensor], visitors: int = 200, **env: Any) -> float:
-    """Mean return over mean best return, on the same visitors, one after the other."""
-    desk, earned = DialogueEnv(**env), 0.0
-    for visitor in range(visitors):
-        seen, over = desk.reset(seed=FIRST_VISITOR + visitor)[0], False
-        while not over:
-            seen, reward, over, _, _ = desk.step(int(act(torch.from_numpy(seen)[None])))
+    """Mean return over mean best return, on the same visitors.
+
+    Args:
+        act: observations [N, L] of the visitors who are still there -> replies [N].
+    """
+    desks, earned = [DialogueEnv(**env) for _ in range(visitors)], 0.0
+    seen = {i: desk.reset(seed=FIRST_VISITOR + i)[0] for i, desk in enumerate(desks)}
+    while seen:
+        replies = act(torch.from_numpy(np.stack(list(seen.values()))))
+        for i, reply in zip(tuple(seen), replies.tolist(), strict=True):
+            seen[i], reward, over, _, _ = desks[i].step(reply)
             earned += reward
+            if over:
+                del seen[i]
     return earned / _best_total(visitors, tuple(env.items()))
 
 

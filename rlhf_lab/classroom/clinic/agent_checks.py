@@ -185,7 +185,6 @@ METHODS: dict[str, Method] = {
         {
             "the values are still attached: the surrogate trains the critic": TutorialPPO.ready,
             "whitened, and the values are still attached": lambda self, a, t, v, m: masked_whiten(t - v, m),
-            "whitened over padding": lambda self, a, t, v, m: (a - a.mean()) / a.std(),
             "the sign: what came minus what was expected": lambda self, a, t, v, m: (v - t).detach(),
             "the value is missing as a baseline: right in the mean, with far more noise": lambda self, a, t, v, m: t,
         },

@@ -1,15 +1,21 @@
 """What the reader sees of a patient: curves at once; its code, its alarms and the answer behind a click each."""
 
 import ast
+import base64
 import inspect
+import struct
 import textwrap
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from html import escape
 
 import matplotlib.pyplot as plt
+import numpy as np
 from IPython.display import display
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from rlhf_lab.classroom import plots
@@ -46,7 +52,8 @@ def visit(names: Iterable[str]) -> None:
     """For each patient a figure of its six curves beside those of its healthy twin, and two of its last songs."""
     for name in names:
         run, twin = run_case(name), healthy(name)
-        figure, grid = plt.subplots(2, 3, figsize=(7.5, 3.7), dpi=100, sharex=True, layout="constrained")
+        figure, grid = plt.subplots(2, 3, figsize=(7.5, 3.8), dpi=90, sharex=True, layout="none")
+        figure.subplots_adjust(left=0.06, right=0.985, bottom=0.115, top=0.86, wspace=0.2, hspace=0.3)
         for ax, (column, (title, quantity)) in zip(grid.flat, VITALS.items(), strict=True):
             curves(ax, run, twin, column)
             ax.set_title(title, fontsize=9)
@@ -55,8 +62,8 @@ def visit(names: Iterable[str]) -> None:
             ax.set_xlabel("iteration", fontsize=9)
         dashes, line = grid[0, 1].lines
         labels = ("healthy twin, same seed", f"patient {name}")
-        figure.legend((dashes, line), labels, loc="outside upper center", ncols=2, fontsize=9, frameon=False)
-        plots.show(in_words(name, run, twin), figure)
+        figure.legend((dashes, line), labels, loc="upper center", ncols=2, fontsize=9, frameon=False)
+        show_small(in_words(name, run, twin), figure)
         print(f"patient {name} sings: {run.samples[0]}; {run.samples[3]}")
 
 
@@ -88,6 +95,59 @@ def in_words(name: str, run: Run, twin: Run) -> str:
         points = [" to ".join(f"{x:.2f}" for x in numbers) for numbers in (mine, other)]
         sentences.append(f"{title}: {points[0]}, healthy {points[1]}")
     return f"Patient {name} and its healthy twin at the first, middle and last iteration. " + "; ".join(sentences) + "."
+
+
+class Picture:
+    """A figure as a PNG of at most 64 colours, a third of its usual size, with its alternative text."""
+
+    def __init__(self, figure: Figure, alt: str):
+        width, height = figure.get_size_inches() * figure.dpi
+        self.png, self.alt, self.name = palette_png(drawn(figure)), alt, f"<Figure {width:.0f}x{height:.0f}>"
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+        shown = {"text/plain": self.name, "image/png": base64.b64encode(self.png).decode()}
+        return shown, {"image/png": {"alt": self.alt}}
+
+
+def show_small(alt: str, figure: Figure | None = None) -> None:
+    """`plots.show` for chapters of many figures: few colours, so that all of them fit into one file."""
+    figure = plt.gcf() if figure is None else figure
+    display(Picture(figure, alt))
+    plt.close(figure)
+
+
+def drawn(figure: Figure) -> np.ndarray:
+    """[height, width, 3] uint8 pixels of a figure."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def palette_png(pixels: np.ndarray, colours: int = 64) -> bytes:
+    """[height, width, 3] uint8 as a PNG of the most frequent colours; each other one becomes the nearest of them.
+
+    Example:
+        >>> png = palette_png(np.zeros((2, 3, 3), dtype=np.uint8))
+        >>> png[:4], struct.unpack(">II", png[16:24])
+        (b'\\x89PNG', (3, 2))
+    """
+    height, width, _ = pixels.shape
+    packed = pixels.reshape(-1, 3).astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)
+    codes, where, counts = np.unique(packed, return_inverse=True, return_counts=True)
+    found = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=1).astype(np.uint8)
+    palette = found[np.argsort(-counts, kind="stable")[:colours]]
+    apart = ((found[:, None].astype(int) - palette.astype(int)) ** 2).sum(-1)
+    rows = apart.argmin(1).astype(np.uint8)[where.reshape(-1)].reshape(height, width)
+    lines = np.concatenate([np.zeros((height, 1), np.uint8), rows], axis=1)  # a line begins with its filter, none
+    chunks = {b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0), b"PLTE": palette.tobytes()}
+    chunks |= {b"IDAT": zlib.compress(lines.tobytes(), 9), b"IEND": b""}
+    parts = [
+        struct.pack(">I", len(x)) + kind + x + struct.pack(">I", zlib.crc32(kind + x)) for kind, x in chunks.items()
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 # -- behind a click ---------------------------------------------------------------------------------------------------

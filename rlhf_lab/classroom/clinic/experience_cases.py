@@ -137,7 +137,7 @@ EXPERIENCE_CASES: dict[str, Case] = {
         means="the last token earns what it brings",
         hint="penalty everywhere, plus the score in column mask.sum(1) - 1",
         mistakes=MISPLACED,
-        sign="the curves of a bad mask, but no check fires: in sum the score is counted once",
+        sign="the score stalls as where nobody teaches the end: the token that ends a song earns nothing",
     ),
     "D": Case(
         suspect="capped",
