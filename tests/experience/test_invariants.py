@@ -23,7 +23,7 @@ CONFIG = rlhf.RLHFConfig(
 
 
 def reward(rollout):
-    return 1 + (rollout.batch.response_ids == 4).float().sum(1)
+    return 1 + (rollout.batch.response_ids == 5).float().sum(1)
 
 
 def train(lm=None, config=CONFIG, **options):

@@ -24,8 +24,8 @@ CONFIG = {
 }  # fmt: skip
 
 
-def reward(rollout):
-    return 1 + (rollout.batch.response_ids == 4).float().sum(1)
+def reward(rollout):  # the word d is common, so that scores differ
+    return 1 + (rollout.batch.response_ids == 5).float().sum(1)
 
 
 def train(reward=reward, **changes):

@@ -121,8 +121,8 @@ def train_rloo(
             for rows in minibatches(len(rollout), config.minibatch_rows, config.epochs, generator):
                 part = experience.select(rows)
                 optimiser.zero_grad()
-                look = checks.look(step, len(updates), part, rows)
-                new, numbers = accumulate_gradient(losses, part, config.micro_batch, look=look)
+                watched = checks.look(step, len(updates), part, rows)
+                new, numbers = accumulate_gradient(losses, part, config.micro_batch, look=watched)
                 numbers |= update_numbers(new, part, config.clip_epsilon)
                 (norm,) = clipped_step(optimiser, 1.0, step + 1, policy.model)
                 updates.append(numbers | {"grad_norm": norm})
@@ -159,8 +159,8 @@ def test_its_first_gradient_is_that_of_the_estimator(monkeypatch):
     """Against mean over tokens of A grad log pi, A by the definition, in a pass of its own."""
     seen, accumulate = [], accumulate_gradient
 
-    def watch(losses, part, micro_batch):
-        result = accumulate(losses, part, micro_batch)
+    def watch(losses, part, micro_batch, **options):
+        result = accumulate(losses, part, micro_batch, **options)
         seen.append((part, losses.args[0]))
         return result
 
