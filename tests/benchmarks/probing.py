@@ -9,6 +9,7 @@ import control
 import dialogue
 import dqn
 import gae
+import labels
 import leash
 import live_checks
 import ppo_ablation
@@ -25,6 +26,7 @@ STUDIES = {
     dialogue.RESULTS: [dialogue.arm(rung) for rung in dialogue.RUNGS],
     dqn.RESULTS: [dqn.arm(variant) for variant in dqn.VARIANTS],
     gae.RESULTS: [gae.ARM],
+    labels.RESULTS: labels.arms(),
     leash.RESULTS: leash.arms(),
     live_checks.RESULTS: live_checks.ARMS,
     ppo_ablation.RESULTS: ppo_ablation.arms(list(ppo_ablation.PARTS)),
