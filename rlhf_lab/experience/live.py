@@ -1,7 +1,7 @@
 """The checks of a run of RLHF, made while it runs, and what they cost.
 
 What is cheap is checked in every iteration: the mask, the scores, the bets on the sampling law. What needs another
-pass or a derivative is checked in the first two iterations and in every `CHECK_EVERY`-th after them, on a few rows: a
+pass or a derivative is checked in the first two iterations and in every `CHECK_EVERY`-th, on a few rows: a
 fault of the code is there from the start, or from the first step on.
 """
 
@@ -102,7 +102,7 @@ class LiveChecks:
 
         Args:
             step: from 0. scores: [B] before penalties. log_probs, ref_log_probs: [B, T] nats.
-            reward: judges the replies once more where the checks are thorough.
+            reward: judges the replies once more in every `CHECK_EVERY`-th iteration.
         """
         invariants.check_finite("reward scores", scores, step + 1)
         invariants.check_finite("log-probs of the policy", log_probs, step + 1)
@@ -118,7 +118,9 @@ class LiveChecks:
                 self._first(batch, log_probs, ref_log_probs)
             self._bets(rollout, log_probs, ref_log_probs)
             if self._thorough(step):
-                self._again(rollout, scores, ref_log_probs, reward)
+                self._again(rollout, ref_log_probs)
+            if reward is not None and step % CHECK_EVERY == 0:
+                self._judged_again(rollout, scores, reward)
 
     def _first(self, batch: TokenBatch, log_probs: Tensor, ref_log_probs: Tensor) -> None:
         """Before the first update: where the reference is the policy's own copy, the KL is 0. A few rows are kept."""
@@ -149,8 +151,8 @@ class LiveChecks:
         kl = invariants.KLSum(slack=slack, book=self.book.setdefault("kl_sum", {}))
         kl.update(log_probs - ref_log_probs, batch.mask, price)
 
-    def _again(self, rollout: Rollout, scores: Tensor, ref_log_probs: Tensor, reward: Reward | None) -> None:
-        """A few rows once more, each alone, by policy and reference; the rows of the start; all scores."""
+    def _again(self, rollout: Rollout, ref_log_probs: Tensor) -> None:
+        """A few rows once more, each alone, by policy and reference; the rows of the start."""
         few = rollout.batch.select(torch.arange(min(CHECK_ROWS, len(rollout))))
         rows, width = few.mask.shape
         invariants.check_prompts(self.policy, rollout.conversations[:rows], few)
@@ -163,8 +165,6 @@ class LiveChecks:
         start = TokenBatch(**kept).to(now.device)
         now = response_log_probs(self.reference, start, self.temperature)
         invariants.check_reference_still(before, now, start.mask, ref_tolerance)
-        if reward is not None:
-            self._judged_again(rollout, scores, reward)
 
     def _judged_again(self, rollout: Rollout, scores: Tensor, reward: Reward) -> None:
         """The same replies have the same scores, unless the reward draws random numbers."""

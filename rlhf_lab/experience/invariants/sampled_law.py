@@ -60,11 +60,12 @@ class Alternative:
         }
         return " and ".join(name for name, there in parts.items() if there)
 
-    def log_law(self, logits: Tensor, seen: Tensor, end_id: int | None) -> Tensor:
+    def log_law(self, logits: Tensor, seen: Tensor, end_id: int | None, order: Tensor | None = None) -> Tensor:
         """[N, V] nats, its log-probs for the scored law softmax(logits).
 
         Args:
             logits: [N, V]. seen: [N, V] bool, tokens that stand before. end_id: None where there is no end token.
+            order: [N, V] tokens from the likeliest on, where a caller with many alternatives has sorted them.
         """
         if self.repetition_penalty != 1:
             weaker = torch.where(logits > 0, logits / self.repetition_penalty, logits * self.repetition_penalty)
@@ -72,16 +73,23 @@ class Alternative:
         logits = logits / self.temperature
         if self.without_end and end_id is not None:
             logits = logits.index_fill(-1, torch.tensor([end_id], device=logits.device), -math.inf)
-        if self.top_k:
-            logits = logits.where(logits >= logits.topk(self.top_k).values[:, -1:], -math.inf)
-        if self.top_p < 1:
-            ordered, order = logits.softmax(-1).sort(descending=True)
-            kept = ordered.cumsum(-1) - ordered < self.top_p  # the token that crosses the mass stays
-            logits = logits.where(torch.zeros_like(kept).scatter(-1, order, kept), -math.inf)
+        if self.top_k or self.top_p < 1:
+            if order is None or self.repetition_penalty != 1 or self.without_end:
+                order = logits.argsort(descending=True)
+            logits = self._cut(logits, order)
         log_law = logits.log_softmax(-1)
         if self.uniform:
             log_law = (log_law.exp() * (1 - self.uniform) + self.uniform / logits.shape[-1]).log()
         return log_law
+
+    def _cut(self, logits: Tensor, order: Tensor) -> Tensor:
+        if self.top_k:
+            logits = logits.where(logits >= logits.gather(-1, order[:, self.top_k - 1 : self.top_k]), -math.inf)
+        if self.top_p < 1:
+            ordered = logits.softmax(-1).gather(-1, order)
+            kept = ordered.cumsum(-1) - ordered < self.top_p  # the token that crosses the mass stays
+            logits = logits.where(torch.zeros_like(kept).scatter(-1, order, kept), -math.inf)
+        return logits
 
 
 GRID = (
@@ -117,7 +125,8 @@ def log_stakes(
     if not scored.isfinite().all():
         place = int((~scored.isfinite()).nonzero()[0])
         raise _violation(f"token {int(tokens[place])} with probability 0 (or NaN) under the scored law", "another law")
-    laws = (law.log_law(logits, seen, end_id).gather(-1, tokens[:, None]).squeeze(-1) for law in grid)
+    order = logits.argsort(descending=True)
+    laws = (law.log_law(logits, seen, end_id, order).gather(-1, tokens[:, None]).squeeze(-1) for law in grid)
     return torch.stack([(law - scored).sum() for law in laws])
 
 
