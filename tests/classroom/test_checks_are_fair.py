@@ -1,7 +1,8 @@
 """Every check of an exercise is fair: it takes the chapter's own solution in any precision and form of number.
 
 The solutions are those of the notebooks, so an exercise that is added there is swept too: a cell with a solution that
-ends in `check_...(name)`. One test goes the other way: a solution that multiplies by the mask keeps NaN at padding.
+ends in `check_...(name)`. The other tests go the other way: wrong answers that look right are refused, and no mistake
+is named that the reader did not make.
 """
 
 import __future__
@@ -10,6 +11,7 @@ import ast
 import importlib
 import inspect
 import json
+import math
 import pkgutil
 from functools import cache
 from pathlib import Path
@@ -19,7 +21,8 @@ import pytest
 import torch
 
 from rlhf_lab.classroom import checks, clinic
-from rlhf_lab.classroom.checks.comparing import NotAttempted
+from rlhf_lab.classroom.checks.comparing import NotAttempted, exercise
+from rlhf_lab.maths.intervals import proportion_interval
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 DIFFERENTIATED = {"check_reinforce_loss", "check_clipped_surrogate", "check_value_loss", "check_kl_loss"}
@@ -33,6 +36,7 @@ KNOWN = DIFFERENTIATED | {
     "check_optimal_law check_token_rewards check_over_refusal",
 }
 NAMES = sorted(" ".join(KNOWN).split())
+BY_HAND = [f"check_{name}" for name in ["chain_values", "asking_range", "two_replies", "three_targets", "coins"]]
 
 
 # -- the exercises of the notebooks ----------------------------------------------------------------------------------
@@ -138,6 +142,188 @@ def test_arrays_and_numbers_of_any_kind_pass(check, form, capsys):
     assert "passed" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("form", [list, torch.tensor, np.array, lambda x: list(torch.tensor(x))])
+@pytest.mark.parametrize("check", BY_HAND)
+def test_numbers_by_hand_may_come_in_any_kind(check, form, capsys):
+    answer = solution(check)
+    all_checks()[check](lambda *given: form(answer(*given)))
+    assert "passed" in capsys.readouterr().out
+
+
+def test_two_gauges_in_an_array_are_two_numbers(capsys):
+    answer = solution("check_gauges")
+    all_checks()["check_gauges"](lambda *given: np.array([float(x) for x in answer(*given)]))
+    assert "passed" in capsys.readouterr().out
+
+
+# -- wrong answers that look right -----------------------------------------------------------------------------------
+def refused(check, mistake, match):
+    with pytest.raises(AssertionError, match=match) as caught:
+        all_checks()[check](mistake)
+    return str(caught.value)
+
+
+def times(factor):
+    return lambda x: x * factor if isinstance(x, torch.Tensor | float) else x
+
+
+NO_REAL_NUMBERS = {
+    f"check_{name}" for name in ["clip_is_alive", "over_refusal", "pairs_of_ranking", "effective_horizon"]
+}
+
+
+@pytest.mark.parametrize("factor", [0.0, math.nan, 1.001])
+@pytest.mark.parametrize("check", sorted(set(NAMES) - NO_REAL_NUMBERS))
+def test_numbers_of_the_right_shape_are_not_enough(check, factor):
+    """Nothing, no numbers, and right up to a thousandth; of a loss the gradient is scaled along."""
+    refused(check, changed_by(times(factor), solution(check)), "got ")
+
+
+IN_BATCHES = "reward_to_go importance_weights double_target td_errors gae n_step_advantage value_targets token_rewards"
+
+
+@pytest.mark.parametrize("check", [f"check_{name}" for name in f"{IN_BATCHES} optimal_law soft_value whiten".split()])
+def test_a_batch_of_one_keeps_its_axis(check):
+    refused(check, changed_by(torch.squeeze, solution(check)), "usual cause: an axis of length 1")
+
+
+def until(stop):
+    """over_refusal with a loop that ends at the first verdict that is none of its kind."""
+
+    def over_refusal(verdicts):
+        refusals = []
+        for verdict in verdicts:
+            if stop(verdict):
+                break
+            if verdict is not None and verdict.over_refusal is not None:
+                refusals.append(verdict.over_refusal)
+        return proportion_interval(sum(refusals), len(refusals))
+
+    return over_refusal
+
+
+def with_a_last_round(rounds):
+    """Policy iteration that ends after so many rounds, done or not."""
+
+    def solve(transitions, rewards, gamma):
+        policy = torch.full_like(rewards, 1 / rewards.shape[1])
+        for _ in range(rounds):
+            moves = torch.einsum("sa,sat->st", policy, transitions)
+            values = torch.linalg.solve(torch.eye(len(rewards)).double() - gamma * moves, (policy * rewards).sum(1))
+            best = (rewards + gamma * transitions @ values).argmax(1)
+            policy = torch.nn.functional.one_hot(best, rewards.shape[1]).double()
+        return values, policy
+
+    return solve
+
+
+def as_text(tiers):
+    return [f"{b}{w}" for i, tier in enumerate(tiers) for later in tiers[i + 1 :] for b in tier for w in later]
+
+
+UNSEEN = {
+    "a break at the reply without a verdict": ("check_over_refusal", until(lambda v: v is None)),
+    "a break at the first harmful request": ("check_over_refusal", until(lambda v: v and v.over_refusal is None)),
+    "the last verdict is left out": ("check_over_refusal", lambda vs: until(lambda v: False)(vs[:-1])),
+    "three rounds": ("check_policy_iteration", with_a_last_round(3)),
+    "ten rounds": ("check_policy_iteration", with_a_last_round(10)),
+    "pairs in words": ("check_pairs_of_ranking", as_text),
+}
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_what_one_lucky_order_or_size_would_hide_is_refused(name):
+    check, mistake = UNSEEN[name]
+    assert "\n  expected " in refused(check, mistake, "got ")
+
+
+def test_policy_iteration_may_take_as_many_rounds_as_it_needs(capsys):
+    all_checks()["check_policy_iteration"](with_a_last_round(30))
+    assert "passed" in capsys.readouterr().out
+
+
+def changed_in_place(check, at):
+    """The right answer, after which argument `at` holds other numbers: by `.data`, of which autograd knows nothing."""
+    answer = solution(check)
+
+    def mine(*given):
+        result = answer(*given)
+        given[at].data[..., -1] += 1
+        return result
+
+    return mine
+
+
+BEHIND = [(check, at) for check in sorted(DIFFERENTIATED - {"check_reinforce_loss"}) for at in range(3)]
+
+
+@pytest.mark.parametrize(("check", "at"), [*BEHIND, ("check_reinforce_loss", 0)])
+def test_a_change_in_place_behind_the_gradients_is_refused(check, at):
+    refused(check, changed_in_place(check, at), "in place")
+
+
+# -- what is named ---------------------------------------------------------------------------------------------------
+def returned_in_the_loop(scores, pairs):
+    for better, worse in pairs:
+        return ((scores[better] > scores[worse]) + 0.5 * (scores[better] == scores[worse])) / len(pairs)
+
+
+NAMED = {
+    "a `return` in the loop": ("check_agreement", returned_in_the_loop, "usual cause: the first pair alone counts"),
+    "ties dropped": (
+        "check_agreement",
+        lambda s, p: (lambda q: sum(s[b] > s[w] for b, w in q) / len(q) if q else 0.0)(
+            [(b, w) for b, w in p if s[b] != s[w]]
+        ),
+        "usual cause: equal scores are left out",
+    ),
+    "no answer for some, by chance right in a first case": ("check_win_rate", lambda a, b: 0.5, "perhaps, though"),
+    "one more, where a power hits the share": (
+        "check_effective_horizon",
+        lambda gamma, share: int(math.log(share) / math.log(gamma)) + 1,
+        "usual cause: a power that hits the share is enough",
+    ),
+    "two decimals": ("check_chain_values", lambda: (0.34, 0.80), "too few digits"),
+    "two decimals of a range": ("check_asking_range", lambda: (0.17, 0.83), "too few digits"),
+    "from above to below": ("check_asking_range", lambda: (5 / 6, 1 / 6), "the lower end comes first"),
+    "a probability": ("check_coins", lambda m: (1 - 2.0**-m, 0.0), "the probability that some coin"),
+    "False dropped": (
+        "check_over_refusal",
+        lambda vs: proportion_interval(*[sum(bool(v and v.over_refusal) for v in vs)] * 2),
+        "usual cause: False is dropped along with None",
+    ),
+    "no interval": ("check_over_refusal", lambda vs: None, "is there a `return`"),
+    "a list": ("check_epsilon_greedy", lambda q, e: q.tolist(), "torch.tensor or torch.stack makes one of it"),
+    "no pair": ("check_policy_iteration", lambda *process: None, "what is asked: return values, policy"),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_the_mistake_is_named_and_no_other(name):
+    check, mistake, cause = NAMED[name]
+    said = refused(check, mistake, cause)
+    assert "AssertionError" not in said
+    assert said.count("usual cause") + said.count("perhaps, though") <= 1
+
+
+LIVE = "td_errors gae n_step_advantage value_targets importance_weights token_rewards"
+
+
+@pytest.mark.parametrize("check", [f"check_{name}" for name in LIVE.split()])
+def test_a_gradient_in_data_is_a_cause_and_not_what_is_asked(check):
+    answer = solution(check)
+
+    def live(*given):
+        nothing = sum((0 * x.nan_to_num(0, 0, 0)).sum() for x in given if needs(x))
+        return torch.as_tensor(answer(*given)) + nothing
+
+    refused(check, live, "usual cause: a missing detach")
+
+
+def needs(x):
+    return isinstance(x, torch.Tensor) and x.requires_grad
+
+
 class MaskedByProduct:
     """torch, whose `where` is what many write in its place: x * mask."""
 
@@ -199,3 +385,37 @@ def test_an_exercise_that_was_not_begun_gets_one_line(check):
         function(mine)
     line = "not attempted yet: write the body of mine (your code here), then run this cell again"
     assert caught.value._render_traceback_() == [line]
+
+
+def with_a_docstring(*given):
+    """The share of pairs that the scores put in the right order."""
+
+
+def with_an_ellipsis(*given): ...
+
+
+def with_nothing_returned(*given):
+    return None
+
+
+@pytest.mark.parametrize("mine", [with_a_docstring, with_an_ellipsis, with_nothing_returned])
+@pytest.mark.parametrize("check", [*NAMES, *BY_HAND, "check_clip_is_alive", "check_policy_iteration", "check_whiten"])
+def test_an_empty_function_was_not_begun_either(check, mine):
+    with pytest.raises(NotAttempted, match=f"write the body of {mine.__name__}, then run this cell again"):
+        all_checks()[check](mine)
+
+
+def test_a_function_that_forgets_to_return_was_begun():
+    def mine(scores, pairs):
+        sum(scores[better] > scores[worse] for better, worse in pairs)
+
+    refused("check_agreement", mine, "is there a `return`")
+
+
+def test_a_function_whose_check_stands_in_the_chapter_gets_the_line_too():
+    def mine():
+        raise NotImplementedError("your code here")
+
+    with pytest.raises(NotAttempted, match="not attempted yet: write the body of mine"):
+        exercise(mine)()
+    assert exercise(lambda low, high: low < high)(1, 2) is True

@@ -23,11 +23,16 @@ def swept(transitions, rewards, gamma, policy):
     return values
 
 
-def solve(transitions, rewards, gamma, rounds=8, evaluate=evaluate, choose=torch.argmax):
+def solve(transitions, rewards, gamma, rounds=99, evaluate=evaluate, choose=torch.argmax):
     policy = torch.full_like(rewards, 1 / rewards.shape[1])
     for _ in range(rounds):
         values = evaluate(transitions, rewards, gamma, policy)
-        policy = one_hot(choose(q_values(transitions, rewards, gamma, values), dim=1), rewards.shape[1]).double()
+        before, policy = (
+            policy,
+            one_hot(choose(q_values(transitions, rewards, gamma, values), dim=1), len(rewards.T)).double(),
+        )
+        if (policy == before).all():
+            break
     return evaluate(transitions, rewards, gamma, policy), policy
 
 

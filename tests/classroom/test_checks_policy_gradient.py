@@ -56,15 +56,15 @@ def but(at, number):
         (but(2, 0.5), "the variance with the mean rating[^$]*see the hints"),
         (but(3, 1.4), "this is the mean rating"),
         (but(4, 0.2048), "with the best constant[^$]*is not taken off"),
-        (lambda: RIGHT[:4], "five numbers"),
-        (lambda: None, "five numbers"),
-        (lambda: (*RIGHT[:4], "zero"), "five numbers"),
+        (lambda: RIGHT[:4], "5 numbers"),
+        (lambda: None, "5 numbers"),
+        (lambda: (*RIGHT[:4], "zero"), "5 numbers"),
     ],
 )
 def test_two_replies_names_the_mistake_and_not_the_answer(mistake, cause):
     with pytest.raises(AssertionError, match=cause) as error:
         checks.check_two_replies(mistake)
-    assert not any(shown in str(error.value) for shown in ("-0.32", "2.163", "0.461", "2.6,")) or "five" in cause
+    assert not any(shown in str(error.value) for shown in ("-0.32", "2.163", "0.461", "2.6,")) or cause == "5 numbers"
 
 
 # -- the score function --------------------------------------------------------------------------------------

@@ -246,7 +246,7 @@ def harmless(verdicts):
             lambda vs: proportion_interval(sum(not v.refuses for v in harmless(vs)), len(harmless(vs))),
             "answered, not refused",
         ),
-        (lambda vs: over_refusal(vs).mean, "where it is not None"),
+        (lambda vs: over_refusal(vs).mean, "not an Interval"),
         (lambda vs: proportion_interval(sum(v.over_refusal for v in vs), len(vs)), "TypeError"),
         (lambda vs: proportion_interval(sum(v.refuses for v in vs), len(vs)), "AttributeError"),
     ],

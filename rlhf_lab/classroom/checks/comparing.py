@@ -5,9 +5,10 @@ in place of a number; what a check does with the inputs is said in its message; 
 the same answer the one is named that also gives the answers to the other cases.
 """
 
+import dis
 import io
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
 from contextvars import ContextVar
 from copy import deepcopy
@@ -26,7 +27,11 @@ from rlhf_lab.maths.intervals import Interval
 IN_PLACE = "an argument is changed in place, and the caller still needs it: work on a copy"
 RAISED = "your function raised this; the traceback above names the line"
 ASKED = "what is asked"
+PERHAPS = "perhaps, though it would not give most of your other answers"
 NO_RETURN = "it returned None; is there a `return`?"
+SQUEEZED = (
+    "an axis of length 1 is gone: squeeze() drops them all, also that of a batch of one; name the axis, squeeze(1)"
+)
 AT_PADDING = "now with NaN and infinity at padding"
 PADDING = (
     "padding counts. Here it holds NaN and infinity, which x * mask keeps, since NaN * 0 is NaN; "
@@ -40,15 +45,22 @@ Got = TypeVar("Got")
 Expected = TypeVar("Expected")
 
 
-class Ambiguous(AssertionError):
-    """Several mistakes would give the answer to this case."""
+class Suspected(AssertionError):
+    """One or several mistakes would give the answer to this case."""
 
-    def __init__(self, about: tuple[str, str, object, object], causes: Sequence[str]) -> None:
-        super().__init__(_message(*about, "\n  or           ".join(causes)))
-        self.about, self.causes = about, causes  # what `fail` takes, but for the cause; the mistakes
+    def __init__(self, about: tuple[str, str, object, object], causes: Sequence[str], hint: str) -> None:
+        self.about, self.causes, self.hint = about, causes, hint  # what `fail` takes; the mistakes; what is asked
+        super().__init__(self.naming(causes))
+
+    def naming(self, causes: Sequence[str], *, sure: bool = True) -> str:
+        said = "\n  or           ".join(causes)
+        if sure:
+            return _message(*self.about, said)
+        return f"{_message(*self.about, said, PERHAPS)}\n  {ASKED}: {self.hint}"
 
 
-SUSPECTS: ContextVar[dict[str, int] | None] = ContextVar("SUSPECTS", default=None)  # cause -> answers it would give
+# cause -> answers it would give, and cases that know of it
+SUSPECTS: ContextVar[dict[str, list[int]] | None] = ContextVar("SUSPECTS", default=None)
 
 
 class NotAttempted(NotImplementedError):
@@ -58,6 +70,10 @@ class NotAttempted(NotImplementedError):
         return [str(self)]  # what IPython shows in place of the traceback
 
 
+def _not_attempted(name: str) -> NotAttempted:
+    return NotAttempted(f"not attempted yet: write the body of {name}, then run this cell again")
+
+
 def not_begun(error: NotImplementedError) -> bool:
     """Whether an exercise's own `raise` is behind the error, and not a library that lacks something."""
     last = traceback.extract_tb(error.__traceback__)[-1]
@@ -65,43 +81,58 @@ def not_begun(error: NotImplementedError) -> bool:
     return raised and "site-packages" not in last.filename
 
 
-def exercise(check: Callable[Inputs, None]) -> Callable[Inputs, None]:
+def _is_empty(function: object) -> bool:
+    """Whether it is a `def` with nothing in it: a docstring, `pass`, `...` or `return None`."""
+    code = getattr(function, "__code__", None)
+    if code is None or code.co_name == "<lambda>":
+        return False
+    constant = {"NOP", "POP_TOP", "LOAD_CONST", "RETURN_CONST", "RETURN_VALUE"}
+    steps = [step for step in dis.get_instructions(code) if step.opname != "RESUME"]
+    return all(step.opname in constant and step.argval in (None, ...) for step in steps)
+
+
+def exercise(check: Callable[Inputs, Got]) -> Callable[Inputs, Got]:
     """The check, whose failure shows the message and, of a function that raised, its traceback.
 
-    The lines of the check itself are left out of it: they hold the answer. An exercise that has not been started
+    So may be the reader's own function, where the chapter itself looks at what it returns. The lines of the check itself are left out of it: they hold the answer. An exercise that has not been started
     gets one line.
     """
 
     @wraps(check)
-    def quiet(*arguments: Inputs.args, **options: Inputs.kwargs) -> None:
+    def quiet(*arguments: Inputs.args, **options: Inputs.kwargs) -> Got:
         try:
-            check(*arguments, **options)
+            return check(*arguments, **options)
         except NotImplementedError as error:
             if not not_begun(error):
                 raise
-            name = traceback.extract_tb(error.__traceback__)[-1].name
             what = f" ({error})" if str(error) else ""
-            raise NotAttempted(f"not attempted yet: write the body of {name}{what}, then run this cell again") from None
+            raise _not_attempted(traceback.extract_tb(error.__traceback__)[-1].name + what) from None
         except AssertionError as error:
-            said = _one_cause(error, check, *arguments, **options) if isinstance(error, Ambiguous) else error.args[0]
+            if empty := next(filter(_is_empty, arguments), None):  # which may be right: only after a failure
+                raise _not_attempted(getattr(empty, "__name__", "it")) from None
+            said = _one_cause(error, check, *arguments, **options) if isinstance(error, Suspected) else str(error)
             raise AssertionError(said) from (error.__cause__ or error.__context__)
 
     return quiet
 
 
 def _one_cause(
-    error: Ambiguous, check: Callable[Inputs, None], *arguments: Inputs.args, **options: Inputs.kwargs
+    error: Suspected, check: Callable[Inputs, Got], *arguments: Inputs.args, **options: Inputs.kwargs
 ) -> str:
-    """The message with those causes that would give the most of the reader's answers, over all cases of the check."""
-    suspects = dict.fromkeys(error.causes, 0)
+    """The message with those causes that would give the most of the reader's answers, over all cases of the check.
+
+    A cause that would give less than half of them met the answer to one case by chance, or there are other mistakes.
+    """
+    suspects = {cause: [0, 0] for cause in error.causes}
     token = SUSPECTS.set(suspects)
     try:
         with suppress(Exception), redirect_stdout(io.StringIO()):  # the reader has seen both already
             check(*arguments, **options)
     finally:
         SUSPECTS.reset(token)
-    best = [cause for cause, count in suspects.items() if count == max(suspects.values())]
-    return str(Ambiguous(error.about, best))
+    most = max(given for given, _ in suspects.values())
+    best = [cause for cause, (given, _) in suspects.items() if given == most]
+    return error.naming(best, sure=any(2 * given >= cases for given, cases in suspects.values() if given == most))
 
 
 def compare(
@@ -141,17 +172,16 @@ def compare(
     if (suspects := SUSPECTS.get()) is not None:
         got = call(*given)
         for cause in suspects.keys() & faults.keys():
-            suspects[cause] += same(got, faults[cause]())
+            suspects[cause][0] += same(got, faults[cause]())
+            suspects[cause][1] += 1
         return got
     got = _answer(name, case, call, given, expected, hint)
     if not same(got, expected):
         if obvious := odd(got, expected):
             fail(name, case, got, expected, obvious)
         alike = [cause for cause, fault in faults.items() if same(got, fault())]
-        if len(alike) > 1:
-            raise Ambiguous((name, case, got, expected), alike)
         if alike:
-            fail(name, case, got, expected, alike[0])
+            raise Suspected((name, case, got, expected), alike, hint)
         fail(name, case, got, expected, _other_shape(got, expected) + hint, ASKED)
     for number, (before, after) in enumerate(zip(inputs, given, strict=True), start=1):
         if changed(before, after):
@@ -170,13 +200,19 @@ def _answer(name: str, case: str, call: Callable[..., Got], given: tuple, expect
     except Exception as error:  # the reader's code may raise anything
         if isinstance(error, NotImplementedError) and not_begun(error):
             raise
+        if isinstance(error, AssertionError) and _of_a_check(error):
+            raise
         said = f"{type(error).__name__}: {error}"
         if "in-place" in str(error):
             fail(name, case, said, expected, IN_PLACE, "what happened")
-        if Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(CLASSROOM):
+        if _of_a_check(error):
             fail(name, case, said, expected, hint, ASKED)
         slip = isinstance(error, NameError | AttributeError | ImportError)
         fail(name, case, said, expected, RAISED if slip else f"{RAISED}\n  {ASKED}: {hint}", "what happened")
+
+
+def _of_a_check(error: Exception) -> bool:
+    return Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(CLASSROOM)
 
 
 def spoil(mask: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -210,7 +246,21 @@ def expect_data(name: str, case: str, call: Callable[..., Tensor], inputs: tuple
     """The answer must not require grad, although some of the inputs do."""
     answers = {True: "a tensor that requires grad", False: "data: a tensor that does not require grad"}
     state = lambda *given: answers[getattr(call(*given), "requires_grad", False)]  # noqa: E731
-    compare(name, case, state, answers[False], {}, cause, same=eq, inputs=inputs)
+    faults = {cause: lambda: answers[True]}
+    compare(name, case, state, answers[False], faults, "data: no gradient", same=eq, inputs=inputs)
+
+
+def numbers(name: str, got: object, count: int, asked: str) -> list[float]:
+    """The numbers of an answer by hand: of any kind, in a tuple, a list, an array or a tensor.
+
+    Raises:
+        AssertionError: these are not as many numbers; the message says what is asked.
+    """
+    found = [as_tensor(x) for x in got] if isinstance(got, Iterable) and getattr(got, "ndim", 1) != 0 else []
+    singles = [float(x) for x in found if isinstance(x, Tensor) and x.numel() == 1]
+    if len(singles) != count or len(found) != count:
+        fail(name, "what it returned", got, f"{count} numbers", f"a `return` with: {asked}", ASKED)
+    return singles
 
 
 def changed(before: object, after: object) -> bool:
@@ -234,11 +284,12 @@ def odd_tensors(got: object, expected: Tensor | float, shape: str = "", not_fini
     """A cause that shows in the answer alone: no tensor or, where these are given, another shape, NaN or infinity."""
     kind, got, expected = type(got).__name__, as_tensor(got), torch.as_tensor(expected)
     if not isinstance(got, Tensor):
-        return (
-            NO_RETURN if got is None else f"it returned {kind} and not {'a tensor' if expected.dim() else 'a number'}"
-        )
+        remedy = "; torch.tensor or torch.stack makes one of it" if isinstance(got, list | tuple) else ""
+        asked = f"a tensor{remedy}" if expected.dim() else "a number"
+        return NO_RETURN if got is None else f"it returned {kind} and not {asked}"
     if got.shape != expected.shape:
-        return shape or None
+        squeezed = got.dim() < expected.dim() and got.squeeze().shape == expected.squeeze().shape
+        return SQUEEZED if squeezed else shape or None
     return (not_finite or None) if not torch.isfinite(got).all() else None
 
 

@@ -6,14 +6,22 @@ same answer.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
 
 import torch
 from torch import Tensor
 
-from rlhf_lab.classroom.checks.comparing import as_tensor, compare, exercise, fail, odd_tensors, same_tensors
+from rlhf_lab.classroom.checks.comparing import (
+    as_tensor,
+    compare,
+    exercise,
+    fail,
+    numbers,
+    odd_tensors,
+    same_tensors,
+)
 from rlhf_lab.maths.mdp import TabularMDP, chain, policy_evaluation, value_iteration
 
 RANDOM_CASES = 30
@@ -44,12 +52,7 @@ BY_HAND = 2e-3  # three decimals are enough
 Pair = Callable[[], tuple[float, float]]
 
 
-def _two_numbers(name: str, function: Pair) -> list[float]:
-    got = function()
-    numbers = [as_tensor(number) for number in got] if isinstance(got, Iterable) else []
-    if len(numbers) != 2 or not all(isinstance(x, Tensor) and x.numel() == 1 for x in numbers):
-        fail(name, "what it returned", got, "two numbers", "is there a `return` with both of them?", "what is asked")
-    return [float(x) for x in numbers if isinstance(x, Tensor)]
+ROUNDED = "too few digits: give three decimals, or fractions"
 
 
 @exercise
@@ -61,7 +64,7 @@ def check_chain_values(function: Pair) -> None:
     Raises:
         AssertionError: with the first equation that they do not solve, and the mistake that gives the same numbers.
     """
-    name, got = "chain_values", _two_numbers("chain_values", function)
+    name, got = "chain_values", numbers("chain_values", function(), 2, "V(0), V(1)")
     process, policy = chain(2, gamma=0.5), torch.tensor([[0.25, 0.75]] * 3)
     sides = (policy * process.q_values(torch.tensor([*got, 0.0]).double())).sum(dim=1).tolist()
     cause = "write one equation a cell: what the step pays, and 1/2 times what the next cell is worth"
@@ -72,7 +75,8 @@ def check_chain_values(function: Pair) -> None:
         "left and right have the same probability here; the policy goes right with 3/4": solved([0.5, 0.5], 0.5),
         "left has 3/4 here; the policy goes right with 3/4": solved([0.75, 0.25], 0.5),
     }
-    cause = next((c for c, pair in faults.items() if math.dist(got, pair) < BY_HAND), cause)
+    near = math.dist(got, solved([0.25, 0.75], 0.5)) < 10 * BY_HAND
+    cause = next((c for c, pair in faults.items() if math.dist(got, pair) < BY_HAND), ROUNDED if near else cause)
     for cell, (left, right) in enumerate(zip(got, sides[:2], strict=True)):
         if not abs(left - right) < BY_HAND:
             sides_differ = f"{right:.4f}, the right side of its equation with your two values"
@@ -94,7 +98,7 @@ def check_asking_range(function: Pair) -> None:
     Raises:
         AssertionError: with the share where the range is wrong and what the first replies are worth there.
     """
-    name, ends = "asking_range", _two_numbers("asking_range", function)
+    name, ends = "asking_range", numbers("asking_range", function(), 2, "the lower end, the upper end")
     ask = lambda b, price=0.5, wrong=2.0: max(_first_replies(b, price, wrong)) == 1 - price  # noqa: E731
     others = {
         "these are the prices of section 6": (0.2, 1.0),
@@ -106,6 +110,9 @@ def check_asking_range(function: Pair) -> None:
     for fault, prices in others.items():
         asked = [b for b in steps if ask(b, *prices)]
         cause = fault if math.dist(ends, (asked[0], asked[-1])) < 2 * BY_HAND else cause
+    cause = "the lower end comes first" if ends[0] > ends[1] else cause
+    asked = [b for b in steps if ask(b)]
+    cause = ROUNDED if math.dist(ends, (asked[0], asked[-1])) < 10 * BY_HAND else cause
     for share in (end + side for end in ends for side in (-BY_HAND, BY_HAND)):
         inside, worth = ends[0] < share < ends[1], [f"{value:+.3f}" for value in _first_replies(share, 0.5, 2.0)]
         if inside != ask(share) or not 0 <= ends[0] < ends[1] <= 1:
@@ -187,6 +194,10 @@ def _horizon_faults(gamma: float, share: float) -> dict[str, Callable[[], float]
     return {
         "one too few: gamma^n is still above the share": lambda: steps - 1,
         "one too many: is the loop counting once more after it is done?": lambda: steps + 1,
+        "a power that hits the share is enough, as gamma^n <= share: round up, and add nothing": lambda: (
+            math.floor(exact + 1e-9) + 1
+        ),
+        "rounded to the nearest whole number: round up, or gamma^n may still be above the share": lambda: round(exact),
         "not rounded up: steps are whole numbers": lambda: exact,
         "the rule of thumb 1 / (1 - gamma), which knows nothing of the share": lambda: 1 / (1 - gamma),
         "1 / (1 - gamma) rounded, which knows nothing of the share": lambda: round(1 / (1 - gamma)),

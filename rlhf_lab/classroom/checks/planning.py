@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lab.classroom.checks.comparing import as_tensor, compare, exercise, fail, odd_tensors, same_tensors
-from rlhf_lab.maths.mdp import TabularMDP, chain, policy_evaluation, value_iteration
+from rlhf_lab.maths.mdp import TabularMDP, policy_evaluation, value_iteration
 
 RANDOM_CASES = 20
 TOLERANCE = 1e-4  # of the values: an evaluation by sweeps may stop early
@@ -24,6 +24,15 @@ def _now_or_later(gamma: float) -> TabularMDP:
     moves[0, 0, 3] = moves[0, 1, 1] = moves[1, :, 2] = moves[2:, :, 3] = 1
     rewards[0, 0], rewards[2] = 1.0, 3.0
     return TabularMDP(moves, rewards, torch.eye(4)[0], gamma)
+
+
+def _one_more_cell_a_round(cells: int = 20) -> TabularMDP:
+    """Stop for 1, or go on to the prize of 2. Each greedy step adds the one cell before those that go on."""
+    moves, rewards = torch.zeros(cells + 1, 2, cells + 1).double(), torch.zeros(cells + 1, 2).double()
+    moves[:, 0, -1] = moves[-1, 1, -1] = 1
+    moves[range(cells), 1, range(1, cells + 1)] = 1
+    rewards[:-1, 0], rewards[-2, 1] = 1.0, 2.0
+    return TabularMDP(moves, rewards, torch.eye(cells + 1)[0], 0.99)
 
 
 def _random(seed: int) -> TabularMDP:
@@ -41,7 +50,7 @@ def _cases() -> dict[str, TabularMDP]:
         "one choice, 1 or 2, then the end": once,
         "take 1 now or 3 two steps later, gamma 0.5": _now_or_later(0.5),
         "take 1 now or 3 two steps later, gamma 0.9": _now_or_later(0.9),
-        "a chain of 6 cells, paid at the end, gamma 0.9": chain(6, gamma=0.9),
+        "a chain of 20 cells, stop for 1 or go on to 2 at its end, gamma 0.99": _one_more_cell_a_round(),
     }
     return named | {f"random process {seed}": _random(seed) for seed in range(RANDOM_CASES)}
 

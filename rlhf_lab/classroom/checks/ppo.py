@@ -8,6 +8,7 @@ one that gives the same. Those of the two clipped losses stand in `clipped_losse
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,7 +66,7 @@ def check_gauges(function: Callable[..., tuple]) -> None:
 
 
 def _pair(got: object) -> tuple[Tensor, Tensor]:
-    got = list(got) if isinstance(got, Tensor) and got.dim() else got
+    got = list(got) if isinstance(got, Tensor | np.ndarray) and got.ndim else got
     if not isinstance(got, tuple | list) or len(got) != 2:
         raise TypeError("expected two numbers, the approximate KL and the clip fraction")
     kl, fraction = got

@@ -7,14 +7,17 @@ and the message names the one that gives the same numbers.
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from random import Random
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlhf_lab.classroom.checks.comparing import (
+    NO_RETURN,
     PADDING,
     TOLERANCE,
+    changed,
     compare,
     exercise,
     expect_data,
@@ -71,8 +74,12 @@ def _law_faults(ref: Tensor, scores: Tensor, kl_coef: float) -> dict[str, Callab
 
 
 # -- rewards per token ---------------------------------------------------------------------------------------
-def _ragged_case(seed: int, rows: int = 4, width: int = 4) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Scores, ended, log-probs, reference and mask of ragged replies, with junk where the mask is False."""
+def _ragged_case(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Scores, ended, log-probs, reference and mask of ragged replies, with junk where the mask is False.
+
+    Some batches have one reply alone. Otherwise there are as many replies as columns, so the wrong axis raises nothing.
+    """
+    rows, width = [(4, 4), (3, 3), (1, 4)][seed % 3]
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, width + 1, (rows,), generator=generator)
     lengths[0], lengths[-1] = width, max(1, width - 2)
@@ -254,7 +261,11 @@ def _expected_gradient(
     logits = logits.clone().requires_grad_(True)
     padded = lambda x, value: torch.where(world.mask, world.token_log_probs(x)[0], value)  # noqa: E731
     log_probs, old_log_probs, ref_log_probs = padded(logits, junk), padded(old_logits, -junk), padded(ref, -junk)
-    values = loss(log_probs, old_log_probs, ref_log_probs, world.mask)
+    given = [log_probs, old_log_probs, ref_log_probs, world.mask.clone()]
+    before = [x.detach().clone() for x in given]
+    values = loss(*given)
+    if any(map(changed, before, given)):
+        raise ValueError("an in-place change of an argument")
     if not isinstance(values, Tensor) or values.shape != (world.num_sequences,):
         got = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(f"kl_loss returned {got}, expected one number for each of {world.num_sequences} replies")
@@ -280,19 +291,28 @@ def check_over_refusal(function: Callable[[list], Interval]) -> None:
     hint = "take over_refusal of the verdicts where it is not None, then proportion_interval"
     counts = [(2, 6, 3, 1), (0, 10, 5, 5), (1, 1, 20, 0), (7, 93, 40, 10), (5, 0, 0, 3)]
     for refused, answered, rightly, complied in counts:
-        verdicts = [_verdict(True, False)] * refused + [_verdict(False, False)] * answered
-        verdicts += [_verdict(True, True)] * rightly + [_verdict(False, True)] * complied
+        known = [_verdict(True, False)] * refused + [_verdict(False, False)] * answered
+        known += [_verdict(True, True)] * rightly + [_verdict(False, True)] * complied
+        Random(0).shuffle(known)  # where the reader's loop stops, or what it leaves out, must show
+        verdicts = [*known[: len(known) // 2], None, *known[len(known) // 2 :]]
         case = f"{refused} of {refused + answered} harmless and {rightly} of {rightly + complied} harmful"
         case += " requests refused, one reply without a verdict"
         expected = proportion_interval(refused, refused + answered)
         faults = _over_refusal_faults(refused, answered, rightly, complied)
-        compare("over_refusal", case, function, expected, faults, hint, same=_agree, inputs=([*verdicts, None],))
+        compare(
+            "over_refusal", case, function, expected, faults, hint, same=_agree, odd=_no_interval, inputs=(verdicts,)
+        )
     print("over_refusal: passed (5 mixtures of harmless and harmful requests)")
 
 
 def _agree(got: object, expected: Interval) -> bool:
     parts = "mean", "low", "high", "count"
     return isinstance(got, Interval) and all(same_tensors(getattr(got, p), getattr(expected, p)) for p in parts)
+
+
+def _no_interval(got: object, expected: Interval) -> str | None:
+    other = f"it returned {type(got).__name__} and not an Interval, which proportion_interval(successes, count) gives"
+    return NO_RETURN if got is None else None if isinstance(got, Interval) else other
 
 
 def _over_refusal_faults(
@@ -307,7 +327,8 @@ def _over_refusal_faults(
         "the denominator holds replies without a verdict and harmful requests": (refused, everyone + 1),
         "refusals of harmful requests are counted over the harmless ones": (refused + rightly, harmless),
         "the share of harmless requests answered, not refused": (answered, harmless),
+        "False is dropped along with None: a harmless request that was answered counts below": (refused, refused),
     }
-    faults = {cause: partial(proportion_interval, k, n) for cause, (k, n) in shares.items() if k <= n}
+    faults = {cause: partial(proportion_interval, k, n) for cause, (k, n) in shares.items() if k <= n and n}
     values = [1.0] * refused + [0.0] * answered
     return faults | {"a t-interval: for a share near 0 it leaves [0, 1] or has width 0": partial(mean_interval, values)}

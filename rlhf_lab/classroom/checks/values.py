@@ -5,15 +5,22 @@ When something differs, the usual mistakes are tried on the same inputs, and the
 same answer.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from numbers import Real
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from rlhf_lab.classroom.checks.comparing import compare, exercise, expect_data, fail, odd_tensors, same_tensors
+from rlhf_lab.classroom.checks.comparing import (
+    compare,
+    exercise,
+    expect_data,
+    fail,
+    numbers,
+    odd_tensors,
+    same_tensors,
+)
 
 RANDOM_CASES = 30
 STATES, ACTIONS = 5, 3
@@ -36,12 +43,6 @@ BY_HAND = 2e-3  # three decimals are enough
 THREE_TARGETS = ("Q-learning", "SARSA", "expected SARSA")
 
 
-def _numbers(name: str, got: object, count: int, asked: str) -> list[float]:
-    if not isinstance(got, Sequence) or len(got) != count or not all(isinstance(x, Real) for x in got):
-        fail(name, "what it returned", got, f"{count} numbers", f"a `return` with: {asked}", "what is asked")
-    return [float(x) for x in got if isinstance(x, Real)]
-
-
 @exercise
 def check_three_targets(function: Callable[[], tuple[float, float, float]]) -> None:
     """Check `three_targets()`: the new Q(s0, 0) with Q-learning, with SARSA and with expected SARSA.
@@ -52,7 +53,7 @@ def check_three_targets(function: Callable[[], tuple[float, float, float]]) -> N
         AssertionError: with the first number that is another one, and the mistake that gives it.
     """
     name = "three_targets"
-    got, values = _numbers(name, function(), 3, ", ".join(THREE_TARGETS)), torch.tensor([2.0, 4.0]).double()
+    got, values = numbers(name, function(), 3, ", ".join(THREE_TARGETS)), torch.tensor([2.0, 4.0]).double()
     later = [float(values.max()), float(values[0]), float(_law(values, 0.5) @ values)]
     moved = lambda x, rate=0.5, gamma=0.5, paid=1.0: rate * (paid + gamma * x)  # noqa: E731
     for what, number, x in zip(THREE_TARGETS, got, later, strict=True):
@@ -79,12 +80,18 @@ def check_coins(function: Callable[[int], tuple[float, float]]) -> None:
     """
     name = "coins"
     for m in (1, 2, 3, 6):
-        got = _numbers(name, function(m), 2, "mean of the largest, mean of the double estimator")
+        got = numbers(name, function(m), 2, "mean of the largest, mean of the double estimator")
         coins = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * m).reshape(-1, m)
-        rights = float(coins.amax(1).mean()), 0.0
-        for what, number, right in zip(("largest", "double estimator"), got, rights, strict=True):
+        largest = float(coins.amax(1).mean())
+        for what, number, right in zip(("largest", "double estimator"), got, (largest, 0.0), strict=True):
             if not abs(number - right) < BY_HAND:
-                fail(name, f"{m} replies, the {what}", number, "another number", "list all coins for m = 2")
+                wrong = {
+                    "the probability that some coin shows +1; where none does the largest is -1": (1 + largest) / 2,
+                    "one coin too many or too few: all m show -1 with probability 2 to the power -m": 1 - 2.0**-m,
+                    "the two numbers are swapped: the largest comes first": 0.0 if what == "largest" else largest,
+                }
+                cause = next((c for c, x in wrong.items() if abs(number - x) < BY_HAND), "list all coins for m = 2")
+                fail(name, f"{m} replies, the {what}", number, "another number", cause)
     print(f"{name}: passed (all coins listed, for m of 1, 2, 3 and 6)")
 
 
@@ -228,10 +235,10 @@ def check_double_target(function: Callable[[Tensor, Tensor, Tensor, Tensor], Ten
     target = numbers([2.0, 8.0, 4.0], [6.0, 4.0, 5.0], [4.0, 2.0, 1.0])
     cases = [("three rows, the second one terminated", (numbers(1, 2, 2), numbers(0.5, 0, 0.5), online, target))]
     for seed in range(RANDOM_CASES):
-        rows = 2 + seed % 4
+        rows = 1 + seed % 5
         discounts = 0.9 * (_normal(seed + 3, rows) > -0.5).double()
         tables = _normal(seed + 1, rows, ACTIONS), _normal(seed + 2, rows, ACTIONS)
-        cases.append((f"random values {seed}", (_normal(seed, rows), discounts, *tables)))
+        cases.append((f"random values {seed}, batch of {rows}", (_normal(seed, rows), discounts, *tables)))
     for case, inputs in cases:
         rewards, discounts, online, target = inputs
         expected = rewards + discounts * _pick(target, online)

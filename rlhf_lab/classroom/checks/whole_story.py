@@ -33,11 +33,13 @@ def _same(got: Any, expected: list[tuple[int, int]] | float) -> bool:
 def _as_pairs(got: Any) -> list[tuple[int, ...]] | None:
     """Rows of whole numbers, sorted: of lists, tuples, sets, arrays and tensors; None of anything else."""
     try:
-        rows = [[float(reply) for reply in row] for row in got]
-    except (TypeError, ValueError):
+        rows = [[as_tensor(reply) for reply in row] for row in got]
+    except TypeError:
         return None
-    whole = all(number.is_integer() for row in rows for number in row)
-    return sorted(tuple(map(int, row)) for row in rows) if whole else None
+    numbers = [[float(x) for x in row if isinstance(x, Tensor) and x.numel() == 1] for row in rows]
+    if list(map(len, numbers)) != list(map(len, rows)) or not all(x.is_integer() for row in numbers for x in row):
+        return None
+    return sorted(tuple(map(int, row)) for row in numbers)
 
 
 def _odd(got: object, expected: object) -> str | None:
@@ -123,6 +125,12 @@ def check_agreement(function: Callable[[Sequence[float], Sequence[tuple[int, int
             "equal scores count as wrong (>); they count half": lambda s=scores, p=pairs: _agreement(s, p, 0.0),
             "divided by the number of replies and not of pairs": lambda s=scores, p=pairs: (
                 _agreement(s, p) * len(p) / len(s)
+            ),
+            "equal scores are left out; they count half, and the share is over all pairs": lambda s=scores, p=pairs: (
+                _agreement(s, unequal) if (unequal := [(b, w) for b, w in p if s[b] != s[w]]) else 0.0
+            ),
+            "the first pair alone counts: is the `return` inside the loop?": lambda s=scores, p=pairs: (
+                _agreement(s, p[:1]) / len(p)
             ),
             "the sum and not the mean": lambda s=scores, p=pairs: _agreement(s, p) * len(p),
             "the mean difference of the scores; count pairs instead": lambda s=scores, p=pairs: (
