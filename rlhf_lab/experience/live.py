@@ -102,7 +102,7 @@ class LiveChecks:
 
         Args:
             step: from 0. scores: [B] before penalties. log_probs, ref_log_probs: [B, T] nats.
-            reward: judges the replies once more in every `CHECK_EVERY`-th iteration.
+            reward: judges the replies once more where the checks are thorough.
         """
         invariants.check_finite("reward scores", scores, step + 1)
         invariants.check_finite("log-probs of the policy", log_probs, step + 1)
@@ -119,8 +119,8 @@ class LiveChecks:
             self._bets(rollout, log_probs, ref_log_probs)
             if self._thorough(step):
                 self._again(rollout, ref_log_probs)
-            if reward is not None and step % CHECK_EVERY == 0:
-                self._judged_again(rollout, scores, reward)
+                if reward is not None:
+                    self._judged_again(rollout, scores, reward)
 
     def _first(self, batch: TokenBatch, log_probs: Tensor, ref_log_probs: Tensor) -> None:
         """Before the first update: where the reference is the policy's own copy, the KL is 0. A few rows are kept."""
