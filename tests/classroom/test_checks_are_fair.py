@@ -398,7 +398,15 @@ def with_nothing_returned(*given):
     return None
 
 
-@pytest.mark.parametrize("mine", [with_a_docstring, with_an_ellipsis, with_nothing_returned])
+# fmt: off
+def with_its_raise_in_one_line(*given): raise NotImplementedError
+# fmt: on
+
+
+EMPTY = [with_a_docstring, with_an_ellipsis, with_nothing_returned, with_its_raise_in_one_line]
+
+
+@pytest.mark.parametrize("mine", EMPTY)
 @pytest.mark.parametrize("check", [*NAMES, *BY_HAND, "check_clip_is_alive", "check_policy_iteration", "check_whiten"])
 def test_an_empty_function_was_not_begun_either(check, mine):
     with pytest.raises(NotAttempted, match=f"write the body of {mine.__name__}, then run this cell again"):

@@ -77,7 +77,7 @@ def _not_attempted(name: str) -> NotAttempted:
 def not_begun(error: NotImplementedError) -> bool:
     """Whether an exercise's own `raise` is behind the error, and not a library that lacks something."""
     last = traceback.extract_tb(error.__traceback__)[-1]
-    raised = not last.line or last.line.startswith("raise NotImplementedError")  # the text of a line may be unknown
+    raised = not last.line or "raise NotImplementedError" in last.line  # the text of a line may be unknown
     return raised and "site-packages" not in last.filename
 
 
@@ -94,8 +94,9 @@ def _is_empty(function: object) -> bool:
 def exercise(check: Callable[Inputs, Got]) -> Callable[Inputs, Got]:
     """The check, whose failure shows the message and, of a function that raised, its traceback.
 
-    So may be the reader's own function, where the chapter itself looks at what it returns. The lines of the check itself are left out of it: they hold the answer. An exercise that has not been started
-    gets one line.
+    The lines of the check itself are left out of it: they hold the answer. An exercise that has not been started
+    gets one line. Where the chapter itself looks at the answer, `exercise(function)(...)` is the reader's function,
+    which gets that line too.
     """
 
     @wraps(check)
