@@ -283,6 +283,11 @@ NAMED = {
         lambda gamma, share: int(math.log(share) / math.log(gamma)) + 1,
         "usual cause: a power that hits the share is enough",
     ),
+    "gamma to the power k + 1": (
+        "check_reward_to_go",
+        lambda rewards, gamma, mask: gamma * solution("check_reward_to_go")(rewards, gamma, mask),
+        "usual cause: one discount too many",
+    ),
     "two decimals": ("check_chain_values", lambda: (0.34, 0.80), "too few digits"),
     "two decimals of a range": ("check_asking_range", lambda: (0.17, 0.83), "too few digits"),
     "from above to below": ("check_asking_range", lambda: (5 / 6, 1 / 6), "the lower end comes first"),

@@ -168,6 +168,7 @@ def _to_go_faults(rewards: Tensor, gamma: float, mask: Tensor) -> Faults:
         "the return of the whole episode at every step: rewards before the step must not count": lambda: torch.where(
             mask, whole[:, :1], 0.0
         ),
+        "one discount too many: the step's own reward counts gamma to the power 0": lambda: gamma * whole,
         "off by one: the step's own reward is missing": lambda: _to_go(rewards, gamma, mask, own=0),
         "off by one: this is the return of the next step": lambda: torch.nn.functional.pad(whole[:, 1:], (0, 1)),
         "discounted to the start of the episode and not to the step: count gamma from the step on": lambda: (
