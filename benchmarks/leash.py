@@ -4,12 +4,12 @@
     python run.py bench leash --part rates     the runs with other learning rates
     python run.py bench leash --seeds 0 1      those seeds
 
-Question: when a run of RLHF goes wrong, is it the judge (a reward model from 12 rankings and not from 400), the leash
+Question: when a run of RLHF goes wrong, is it the judge (a reward model from 12 rankings and not from some 360), the leash
 (kl_coef 0 and not 0.1), or both?
 
 The plan, written down before the first row of `crossed`. A seed is a replicate: its own demonstrations, SFT model,
 replies, simulated rankings, both judges, PPO run and questions; the base model is the shipped one. The judges' settings
-and PPO's are those of the chapter and the same in all arms: 12 iterations, learning rate 5e-4.
+and PPO's are the same in all arms: 12 iterations, learning rate 5e-4. (The chapter's live runs are shorter.)
 
 crossed    the four arms on seeds 0 to 4. Reported are the paired differences in the final true reward: of the judges,
            with and without the leash; of the leash, with either judge; the difference of these differences; and of each

@@ -111,7 +111,7 @@ ARMS = [
 # -- cost -------------------------------------------------------------------------------------------------------------
 def cost(rounds: int) -> None:
     """Print the share of a run that its checks take, from inside and from outside."""
-    size = {"iterations": 10, "prompts_per_iteration": 96, "minibatch_rows": 96, "learning_rate": 1e-7}
+    size = {"iterations": 20, "prompts_per_iteration": 96, "minibatch_rows": 96, "learning_rate": 1e-7}
     prompts = [prompt.conversation for prompt in town.prompts("train", 600)]
     shares, ratios = [], []
     for seed in range(rounds):
