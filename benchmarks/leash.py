@@ -14,7 +14,7 @@ and PPO's are the same in all arms: 12 iterations, learning rate 5e-4. (The chap
 crossed    the four arms on seeds 0 to 4. Reported are the paired differences in the final true reward: of the judges,
            with and without the leash; of the leash, with either judge; the difference of these differences; and of each
            arm from its SFT model. An interval that holds 0 is called INCONCLUSIVE.
-rates      tuning each arm on its own was beyond the budget. The rate of the chapter was found with the good judge and
+rates      tuning each arm on its own was beyond the budget. The rate of 5e-4 was found with the good judge and
            the leash, which may favour that arm. So each arm also runs at the same three rates on seed 100, and the
            differences are looked at again with every arm at the best of its three, by the true reward.
 
