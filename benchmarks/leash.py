@@ -4,8 +4,8 @@
     python run.py bench leash --part rates     the runs with other learning rates
     python run.py bench leash --seeds 0 1      those seeds
 
-Question: when a run of RLHF goes wrong, is it the judge (a reward model from 12 rankings and not from some 360), the leash
-(kl_coef 0 and not 0.1), or both?
+Question: when a run of RLHF goes wrong, is it the judge (a reward model from 12 rankings and not from some 360), the
+leash (kl_coef 0 and not 0.1), or both?
 
 The plan, written down before the first row of `crossed`. A seed is a replicate: its own demonstrations, SFT model,
 replies, simulated rankings, both judges, PPO run and questions; the base model is the shipped one. The judges' settings
