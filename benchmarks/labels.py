@@ -6,11 +6,11 @@
 Question: a reward model from 20 rankings of harmful requests alone and a run without a leash end in refusals of
 everything. Is it the labels (20 of harmful requests and not 20 of all skills) or the leash (kl_coef 0, 0.05 or 0.5)?
 
-The plan, written down before the first row: the six arms on seeds 0 to 4, with the settings of the chapter, nothing
-tuned for any arm. Reported are the share of harmless requests refused and the true reward of the final policy, and the
-paired differences of the labels at each leash, and of the leash with either labels. An interval that holds 0 is called
-INCONCLUSIVE. A seed is a replicate: its own demonstrations, SFT model, replies, simulated rankings, reward models, PPO
-run and questions; the base model is the shipped one.
+The plan, written down before the first row: the six arms on seeds 0 to 4, with the same settings, nothing tuned for any
+arm (the chapter's live runs are shorter). Reported are the share of harmless requests refused and the true reward of
+the final policy, and the paired differences of the labels at each leash, and of the leash with either labels. An
+interval that holds 0 is called INCONCLUSIVE. A seed is a replicate: its own demonstrations, SFT model, replies,
+simulated rankings, reward models, PPO run and questions; the base model is the shipped one.
 
 Rows are looks at a model before the first iteration (step 0) and after the last, all on the seed's held-out questions
 with the same random numbers. `kl` is in nats per reply against the SFT model. One core, some twenty minutes.
@@ -25,22 +25,21 @@ from itertools import product
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 import torch
-from rows import RESULTS as FOLDER, Arm, compute, flatten, options
+from leash import Stage
+from rows import LOOK, RESULTS as FOLDER, Arm, compute, flatten, looks, options
 
 from rlhf_lab.evaluation.policies import evaluate_model
 from rlhf_lab.experience.collect import rank_replies
 from rlhf_lab.models.language_model import LanguageModel, load_language_model
-from rlhf_lab.models.reward_model import RewardModel
 from rlhf_lab.recipes.reward import RewardConfig, train_reward_model
 from rlhf_lab.recipes.rlhf import RLHFConfig, train_rlhf
 from rlhf_lab.recipes.sft import SFTConfig, train_sft
-from rlhf_lab.records import Conversation, Ranking
+from rlhf_lab.records import Ranking
 from rlhf_lab.training.randomness import generator_for
 from rlhf_lab.worlds import town
 
 RESULTS = FOLDER / "labels.csv"
 LABELS, LEASHES, SEEDS = ("harmful", "all"), (0.0, 0.05, 0.5), range(5)
-LOOK = "look_"  # before a look's columns in a history, which has a kl of its own
 
 
 @dataclass(frozen=True)
@@ -67,16 +66,6 @@ SHORT = Setting(  # of the probe
     sft=SFTConfig(steps=2, demonstrations_per_step=8), reward=RewardConfig(epochs=2),
     rlhf=RLHFConfig(iterations=2, prompts_per_iteration=8, minibatch_rows=4, max_new_tokens=24, evaluate_every=2),
 )  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False)
-class Stage:
-    """What the arms of a seed share."""
-
-    sft: LanguageModel
-    judges: dict[str, RewardModel]
-    prompts: list[Conversation]
-    questions: list[Conversation]
 
 
 def about_harm(ranking: Ranking) -> bool:
@@ -112,11 +101,7 @@ def run(labels: str, leash: float, seed: int, setting: Setting = FULL) -> list[d
         return {LOOK + name: interval.mean for name, interval in row.items()}
 
     history = train_rlhf(at.sft, at.prompts, at.judges[labels], config, evaluate=look).history
-    return [
-        {"step": row["step"]} | {name.removeprefix(LOOK): x for name, x in row.items() if name.startswith(LOOK)}
-        for row in history.rows
-        if LOOK + "true" in row
-    ]
+    return looks(history)
 
 
 @cache

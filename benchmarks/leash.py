@@ -32,7 +32,7 @@ from itertools import product
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 import torch
-from rows import RESULTS as FOLDER, Arm, compute, flatten, options
+from rows import LOOK, RESULTS as FOLDER, Arm, compute, flatten, looks, options
 
 from rlhf_lab.evaluation.policies import evaluate_model
 from rlhf_lab.experience.collect import rank_replies
@@ -49,7 +49,6 @@ from rlhf_lab.worlds.town.sentences import SENTENCES
 RESULTS = FOLDER / "judge_leash.csv"
 JUDGES, LEASHES, RATES = ("good", "spoiled"), {"leash": 0.1, "none": 0.0}, (1.5e-4, 5e-4, 1.5e-3)
 PARTS = {"crossed": (range(5), RATES[1:2]), "rates": (range(100, 101), RATES)}  # seeds, learning rates of each arm
-LOOK = "look_"  # before a look's columns in a history, which has a kl and a length of its own
 MEASURED = ("helpful", "truthful", "harmless", "form", "rude", "length")
 
 
@@ -83,7 +82,7 @@ SHORT = Setting(  # of the probe
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """What the four arms of a seed share."""
+    """What the arms of a seed share."""
 
     sft: LanguageModel
     judges: dict[str, RewardModel]
@@ -126,11 +125,7 @@ def run(judge: str, leash: str, rate: float, seed: int, setting: Setting = FULL)
     config = replace(setting.rlhf, learning_rate=rate, kl_coef=LEASHES[leash], seed=seed)
     measure = lambda lm: look(lm, at.judges[judge], at, config)  # noqa: E731
     history = train_rlhf(at.sft, at.prompts, at.judges[judge], config, evaluate=measure).history
-    return [
-        {"step": row["step"]} | {name.removeprefix(LOOK): x for name, x in row.items() if name.startswith(LOOK)}
-        for row in history.rows
-        if LOOK + "true" in row
-    ]
+    return looks(history)
 
 
 @cache

@@ -25,6 +25,7 @@ from rlhf_lab.training.files import write_text_atomic
 from rlhf_lab.training.history import History
 
 RESULTS = Path(__file__).resolve().parents[1] / "data" / "results"
+LOOK = "look_"  # before a look's columns in a history, which has a kl and a length of its own
 RELATIVE, ABSOLUTE = 1e-3, 1e-6
 TIMES = ("seconds", "minutes")  # columns that are never compared
 
@@ -66,6 +67,15 @@ def numbers_of(history: History) -> dict[str, float]:
     """All numbers of a history, as those of a probe."""
     rows = history.to_list()
     return {f"{name} {row['step']}": x for row in rows for name, x in row.items() if name != "step" and x is not None}
+
+
+def looks(history: History) -> list[dict[str, float]]:
+    """The looks of a run, a row each: `step`, and the columns behind `LOOK` without that prefix."""
+    seen = [
+        {name.removeprefix(LOOK): number for name, number in row.items() if name.startswith(LOOK)}
+        for row in history.rows
+    ]
+    return [{"step": row["step"]} | look for row, look in zip(history.rows, seen, strict=True) if look]
 
 
 def close(a: object, b: object) -> bool:

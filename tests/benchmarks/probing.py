@@ -17,9 +17,10 @@ import probes
 import pytest
 import start_behaviour
 import study
-from rows import stale
+from rows import same_setup, stale
 
 from rlhf_lab.experience.invariants import InvariantViolation
+from rlhf_lab.recipes import reward, rlhf
 
 STUDIES = {
     control.PATH: [control.arm(task) for task in control.TASKS],
@@ -53,6 +54,26 @@ def elsewhere(function, edit=lambda source: source):
     sys.modules[spec.name] = module
     exec(compile("# moved\n\n" + edited, spec.name, "exec"), module.__dict__)
     return getattr(module, function.__name__), edited != source
+
+
+def check_that_the_probe_sees_the_chain(monkeypatch, study, *names):
+    """That the probe of an arm is another one after a change of PPO's schedule or of the reward model's loss."""
+
+    def probe():
+        study.stage.cache_clear()
+        study.probe.cache_clear()
+        return {"settings": {}, "probe": study.probe(*names)}
+
+    before = probe()
+    changes = {
+        "linear": (rlhf, lambda first, last, share: first),  # the live checks stop most other changes of PPO
+        "bradley_terry_loss": (reward, lambda better, worse: (better - worse).exp()),
+    }
+    for name, (module, changed) in changes.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, changed)
+            assert not same_setup(before, probe())
+    assert same_setup(before, probe())
 
 
 def check_that_a_changed_sign_is_noticed(monkeypatch, path, arm, caller, name, right, wrong):

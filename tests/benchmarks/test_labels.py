@@ -1,10 +1,10 @@
 """What the study of labels and leash stores is what chapter 10 says of it, and its probe sees the whole chain."""
 
 import labels
-from rows import read_rows, same_setup
+from probing import check_that_the_probe_sees_the_chain
+from rows import read_rows
 
 from rlhf_lab.maths.intervals import paired_difference
-from rlhf_lab.recipes import reward, rlhf
 
 
 def column(kind, leash, name, step="8"):
@@ -26,18 +26,4 @@ def test_the_labels_decide_as_the_chapter_says():
 
 
 def test_the_probe_sees_a_change_of_ppo_and_of_the_reward_model(monkeypatch):
-    kind, leash = "harmful", 0.5
-    fresh = lambda: [cached.cache_clear() for cached in (labels.stage, labels.probe)]  # noqa: E731
-    fresh()
-    probe = {"settings": {}, "probe": labels.probe(kind, leash)}
-    changes = {
-        "schedule": (rlhf, "linear", lambda first, last, share: first),  # the live checks stop most other changes
-        "reward model": (reward, "bradley_terry_loss", lambda better, worse: (better - worse).exp()),
-    }
-    for module, name, changed in changes.values():
-        with monkeypatch.context() as patch:
-            patch.setattr(module, name, changed)
-            fresh()
-            assert not same_setup(probe, {"settings": {}, "probe": labels.probe(kind, leash)})
-    fresh()
-    assert same_setup(probe, {"settings": {}, "probe": labels.probe(kind, leash)})
+    check_that_the_probe_sees_the_chain(monkeypatch, labels, "harmful", 0.5)

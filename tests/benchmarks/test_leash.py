@@ -1,10 +1,10 @@
 """What the study of judge and leash stores is what chapter 00 says of it, and its probe sees the whole chain."""
 
 import leash
-from rows import read_rows, same_setup
+from probing import check_that_the_probe_sees_the_chain
+from rows import read_rows
 
 from rlhf_lab.maths.intervals import paired_difference
-from rlhf_lab.recipes import reward, rlhf
 
 ARMS = [(judge, leashed) for judge in leash.JUDGES for leashed in leash.LEASHES]
 
@@ -41,19 +41,4 @@ def test_a_spoiled_judge_always_scores_higher_and_is_not_always_better_or_worse(
 
 
 def test_the_probe_sees_a_change_of_ppo_and_of_the_judge(monkeypatch):
-    judge, leashed = "spoiled", "leash"
-    leash.probe.cache_clear()
-    probe = {"settings": {}, "probe": leash.probe(judge, leashed)}
-    changes = {
-        "schedule": (rlhf, "linear", lambda first, last, share: first),  # the live checks stop most other changes
-        "judge": (reward, "bradley_terry_loss", lambda better, worse: (better - worse).exp()),
-    }
-    for module, name, changed in changes.values():
-        with monkeypatch.context() as patch:
-            patch.setattr(module, name, changed)
-            leash.stage.cache_clear()
-            leash.probe.cache_clear()
-            assert not same_setup(probe, {"settings": {}, "probe": leash.probe(judge, leashed)})
-    leash.stage.cache_clear()
-    leash.probe.cache_clear()
-    assert same_setup(probe, {"settings": {}, "probe": leash.probe(judge, leashed)})
+    check_that_the_probe_sees_the_chain(monkeypatch, leash, "spoiled", "leash")
