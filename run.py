@@ -7,6 +7,7 @@
     python run.py notebooks    compare every notebook with its stored outputs; --write stores new ones
     python run.py bench NAME   run benchmarks/NAME.py
     python run.py release      write the notebooks without solutions and outputs to student/
+    python run.py feedback     your judgements: show, export, import, merge a class
     python run.py pretrain | doctor    the other commands of `python -m rlhf_lab`
 
 What follows the command is passed on: `python run.py demo --seed 1`, `python run.py test -k gae`. The first
@@ -451,7 +452,7 @@ def passed_on(command):
 
 
 COMMANDS = {"lab": command_lab, "test": command_test, "notebooks": command_notebooks, "bench": command_bench}
-COMMANDS.update((name, passed_on(name)) for name in ("demo", "release", "pretrain", "doctor"))
+COMMANDS.update((name, passed_on(name)) for name in ("demo", "release", "feedback", "pretrain", "doctor"))
 
 
 def main(arguments):

@@ -161,7 +161,8 @@ def tone_run(seed: int, taste: str, setting: ToneSetting = FULL_TONE) -> tuple[i
     comparisons = []
     for ranking in rank_replies(base, prompts, 2, generator):
         verdicts = town.score_replies([ranking.prompt] * 2, ranking.replies)
-        best, worst = (tier[0] for tier in rater.rank(ranking.prompt, ranking.replies, verdicts, generator).tiers)
+        judged = rater.rank(ranking.prompt, ranking.replies, verdicts, generator).record
+        best, worst = (tier[0] for tier in judged.tiers)
         comparisons.append(Comparison(ranking.prompt, ranking.replies[best], ranking.replies[worst]))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"{taste}.jsonl"

@@ -42,7 +42,10 @@ _MODULES = {
     "town": "worlds.town",
 }
 _NAMES = {
-    "records": "Comment Comparison Conversation Demonstration Edit Message Ranking Rating as_conversation",
+    "records": (
+        "Choice Comment Comparison Conversation Demonstration Edit Event Mark Message Ranking Rating Segment "
+        "SegmentChoice Skip as_conversation"
+    ),
     "maths.tensors": "length_mask masked_mean masked_sum masked_var masked_whiten",
     "maths.returns": "discounted_returns gae group_advantages lambda_returns leave_one_out_advantages td_errors",
     "maths.kl": "categorical_kl kl_k1 kl_k2 kl_k3",
@@ -59,6 +62,7 @@ _NAMES = {
     "maths.intervals": (
         "Interval mean_interval paired_difference proportion_interval ratio_of_means_bootstrap win_rate"
     ),
+    "maths.agreement": "agreement_by_pair cohen_kappa fleiss_kappa krippendorff_alpha percent_agreement",
     "training.history": "History Result",
     "training.randomness": "generator_for minibatches",
     "training.steps": "Checkpoint Steps",
@@ -68,12 +72,33 @@ _NAMES = {
     "models.reward_model": "RewardModel load_reward_model",
     "models.policies": "CategoricalPolicy GaussianPolicy TabularPolicy TabularValue Value greedy perceptron sampling",
     "feedback.formats": "as_demonstrations as_preferences read_preferences write_csv write_preferences write_unpaired",
-    "feedback.events": "EventLog read_events write_events",
+    "feedback.events": "new_event read_events read_records standing write_events",
+    "feedback.store": "NotSaved Store",
+    "feedback.questions": "CommentOn Compare CompareSegments EditReply MarkWords Rank Rate",
+    "feedback.screening": "contradictions duplicates too_fast",
+    "feedback.careless": "failed_checks position_bias straight_lining",
+    "feedback.junk": "hostile spam",
+    "feedback.cleaning": "clean",
+    "feedback.aggregation": "Consensus consensus",
+    "feedback.reliability": "DawidSkene dawid_skene normalise_ratings pair_labels rating_labels",
+    "feedback.planning": "StopRule labels_needed next_labels stopping_studies",
+    "feedback.targets": (
+        "edit_changes edit_to_demonstration edit_to_mark edit_to_unit listwise_ranking_loss pairwise_ranking_loss "
+        "pool_raters rankings_to_scores rating_to_unit ratings_to_scores ratings_to_unit to_comparisons"
+    ),
+    "feedback.token_targets": "marks_to_token_rewards",
+    "feedback.turn_rewards": (
+        "delayed_rewards ratings_to_turn_scores shaped shaping_rewards sparse_rewards turn_returns"
+    ),
+    "feedback.comments": "comment_topics comments_to_model fit_comment_model",
+    "feedback.exports": "export",
+    "feedback.merging": "agreement_of_raters merge",
     "worlds.town.questions": "distinct_prompts",
     "worlds.envs": "DialogueEnv TabularEnv TokenEnv token_world_mdp",
     "experience.rollouts": "prompts_of sample_responses",
     "experience.episodes": "Episodes Runner collect_episodes make_envs play policy_for value_for",
-    "experience.collect": "rank_replies",
+    "experience.collect": "rank_events rank_replies",
+    "experience.segments": "cut_segments pair_segments",
     "experience.invariants": "InvariantViolation",
     "experience.rewards": "adapted_kl_coef reply_discounts token_rewards",
     "experience.updates": "Experience accumulate_gradient clipped_losses",
@@ -91,8 +116,11 @@ _NAMES = {
     "recipes.q_learning": "QLearningConfig train_q_learning",
     "recipes.dqn": "DQNConfig train_dqn",
     "classroom.summary": "choose_examples",
-    "classroom.widgets.session": "RankingSession",
-    "classroom.widgets.plain": "RankingView",
+    "classroom.widgets.session": "FeedbackSession",
+    "classroom.widgets.view": "FeedbackView",
+    "classroom.widgets.plain": "PlainView",
+    "classroom.widgets.chat": "Chat",
+    "classroom.widgets.plain_chat": "PlainChat",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = sorted([*_MODULES, *_HOME])

@@ -1,4 +1,4 @@
-"""The commands: python -m rlhf_lab demo | pretrain | corpus | release | doctor."""
+"""The commands: python -m rlhf_lab demo | pretrain | corpus | release | feedback | doctor."""
 
 import argparse
 import io
@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from rlhf_lab.feedback_command import add_feedback_command
 from rlhf_lab.training.printing import printable
 
 if TYPE_CHECKING:  # a command loads what it needs and no more
@@ -80,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m rlhf_lab", description="RLHF that can be derived, verified and felt."
     )
-    commands = parser.add_subparsers(required=True, metavar="demo | pretrain | corpus | release | doctor")
+    commands = parser.add_subparsers(required=True, metavar="demo | pretrain | corpus | release | feedback | doctor")
     demo = commands.add_parser("demo", help="base model -> SFT -> reward model -> RLHF, with a report")
     demo.add_argument("--feedback", metavar="FILE", help="preferences in JSON Lines instead of simulated raters")
     demo.add_argument("--model", metavar="DIR_OR_NAME", help="any causal language model in the Hugging Face layout")
@@ -118,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     release.add_argument("--out", metavar="DIR", default="student", help="folder for the copies (student)")
     release.add_argument("--force", action="store_true", help="replace copies that were changed since")
     release.set_defaults(run=_release)
+    add_feedback_command(commands)
     commands.add_parser("doctor", help="say what is installed and what works").set_defaults(run=_doctor)
     return parser
 

@@ -1,6 +1,7 @@
 """Records of feedback: frozen, validated, and the same whether a person or a simulated rater gave it.
 
-A prompt is a `Conversation`: messages that end with the user's. What is simulated says so.
+A prompt is a `Conversation`: messages that end with the user's. What is simulated says so. A record says what was
+judged; when, in what order it was shown and how long it took stand in the `Event` around it.
 """
 
 import math
@@ -107,12 +108,9 @@ def says_nothing(value: object) -> bool:
 
 
 def _check_text(name: str, value: str) -> None:
+    """Any text will do, also one with half of a surrogate pair: a model or a keyboard may have produced it."""
     if not isinstance(value, str):
         raise ValueError(f"{name} is {type(value).__name__}; expected text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{name} holds half of a surrogate pair, {value!r:.60}; expected valid text") from None
 
 
 def _number(name: str, value: float) -> float:
@@ -137,7 +135,20 @@ def _set(record: object, **fields: object) -> None:
         object.__setattr__(record, name, value)
 
 
-def _check_common(record: "Demonstration | Comparison | Ranking | Rating | Edit | Comment") -> None:
+def _order(name: str, values: Sequence[int], count: int) -> tuple[int, ...]:
+    order = _indices(name, values)
+    if sorted(order) != list(range(count)):
+        raise ValueError(f"{name} is {order}; expected a permutation of {list(range(count))}")
+    return order
+
+
+def _check_outcome(outcome: int) -> int:
+    if isinstance(outcome, bool) or not isinstance(outcome, Integral) or outcome not in (-1, 0, 1):
+        raise ValueError(f"outcome is {outcome!r:.60}; expected 1 (left is better), 0 (a tie) or -1 (right is better)")
+    return int(outcome)
+
+
+def _check_common(record: "Record") -> None:
     """A text is accepted wherever a conversation is; who judged is a text, for an event log holds nothing else."""
     _set(record, prompt=as_conversation(record.prompt))
     rater, simulated = getattr(record, "rater", ""), getattr(record, "simulated", False)
@@ -188,7 +199,6 @@ class Ranking:
         replies: K texts, at least 2; equal ones form no pair.
         tiers: indices into `replies`, best tier first; a tier of several is a tie. Every reply once when
             done, none when skipped or all bad.
-        shown: the order on the screen, a permutation of the indices.
         status: "done", "skipped" or "all_bad".
         rater: who.
         simulated: True where no person was asked.
@@ -202,14 +212,13 @@ class Ranking:
     prompt: Conversation
     replies: tuple[str, ...]
     tiers: tuple[tuple[int, ...], ...]
-    shown: tuple[int, ...]
     status: str = "done"
     rater: str = ""
     simulated: bool = False
 
     def __post_init__(self) -> None:
         _check_common(self)
-        for name in ("replies", "tiers", "shown"):
+        for name in ("replies", "tiers"):
             if not isinstance(getattr(self, name), tuple):
                 raise ValueError(f"{name} is {type(getattr(self, name)).__name__}; expected a tuple")
         for reply in self.replies:
@@ -218,10 +227,8 @@ class Ranking:
             raise ValueError(f"replies holds {len(self.replies)}; expected at least 2 to rank")
         if self.status not in STATUSES:
             raise ValueError(f"status is {self.status!r}; expected one of {STATUSES}")
-        _set(self, tiers=tuple(_indices("tiers", tier) for tier in self.tiers), shown=_indices("shown", self.shown))
+        _set(self, tiers=tuple(_indices("tiers", tier) for tier in self.tiers))
         everyone = list(range(len(self.replies)))
-        if sorted(self.shown) != everyone:
-            raise ValueError(f"shown is {self.shown}; expected a permutation of {everyone}")
         ranked = sorted(index for tier in self.tiers for index in tier)
         expected = everyone if self.status == "done" else []
         if ranked != expected or not all(self.tiers):
@@ -233,7 +240,7 @@ class Ranking:
         Two replies with the same text form no pair: to prefer one of them to the other means nothing.
 
         Example:
-            >>> Ranking(as_conversation("Hi"), ("a", "b", "c"), ((2,), (0, 1)), (0, 1, 2)).pairs()
+            >>> Ranking(as_conversation("Hi"), ("a", "b", "c"), ((2,), (0, 1))).pairs()
             [(2, 0), (2, 1)]
         """
         return [
@@ -298,3 +305,202 @@ class Comment:
         _check_common(self)
         _check_text("reply", self.reply)
         _check_text("text", self.text)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The words of a reply that are wrong.
+
+    Attributes:
+        spans: (start, end) in characters of the reply, end excluded; in order, apart from each other. None of them
+            says that the rater found nothing wrong.
+    """
+
+    prompt: Conversation
+    reply: str
+    spans: tuple[tuple[int, int], ...]
+    rater: str = ""
+    simulated: bool = False
+
+    def __post_init__(self) -> None:
+        _check_common(self)
+        _check_text("reply", self.reply)
+        if not isinstance(self.spans, Sequence) or not all(isinstance(s, Sequence) and len(s) == 2 for s in self.spans):
+            raise ValueError(f"spans is {self.spans!r:.60}; expected pairs (start, end)")
+        _set(self, spans=tuple(_indices("spans", span) for span in self.spans))
+        ends = [end for span in self.spans for end in span]
+        inside = all(0 <= end <= len(self.reply) for end in ends)
+        if not inside or ends != sorted(ends) or any(start == end for start, end in self.spans):
+            size = len(self.reply)
+            raise ValueError(f"spans is {self.spans!r:.60}; expected non-empty ones in order within 0 to {size}")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which of two replies is better, with ties; of two models compared blind, it says afterwards who wrote what.
+
+    Attributes:
+        outcome: 1 left is better, 0 a tie, -1 right is better. Left and right are those of the record; what stood on
+            the left of the screen is in `Event.shown`.
+        left_source, right_source: who wrote the replies; not shown to the rater.
+    """
+
+    prompt: Conversation
+    left: str
+    right: str
+    outcome: int
+    left_source: str = ""
+    right_source: str = ""
+    rater: str = ""
+    simulated: bool = False
+
+    def __post_init__(self) -> None:
+        _check_common(self)
+        for name in ("left", "right", "left_source", "right_source"):
+            _check_text(name, getattr(self, name))
+        _set(self, outcome=_check_outcome(self.outcome))
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A short piece of an episode of a control task, without its rewards.
+
+    Attributes:
+        environment: id of the gymnasium environment.
+        observations: T + 1 vectors, each a tuple of numbers; the last is what was seen after the last action.
+        actions: T vectors, each a tuple of numbers; a discrete action is a tuple of one.
+    """
+
+    environment: str
+    observations: tuple[tuple[float, ...], ...]
+    actions: tuple[tuple[float, ...], ...]
+
+    def __post_init__(self) -> None:
+        _check_text("environment", self.environment)
+        for name in ("observations", "actions"):
+            rows = getattr(self, name)
+            if (
+                not isinstance(rows, Sequence)
+                or isinstance(rows, str)
+                or not all(isinstance(r, Sequence) for r in rows)
+            ):
+                raise ValueError(f"{name} is {rows!r:.60}; expected vectors, each a tuple of numbers")
+            _set(self, **{name: tuple(tuple(_number(name, x) for x in row) for row in rows)})
+            if len(set(map(len, getattr(self, name)))) > 1:
+                raise ValueError(f"{name} holds vectors of different lengths; expected one length")
+        if len(self.actions) < 1 or len(self.observations) != len(self.actions) + 1:
+            got = f"{len(self.observations)} observations and {len(self.actions)} actions"
+            raise ValueError(f"got {got}; expected one observation more than actions, and at least one action")
+
+
+@dataclass(frozen=True)
+class SegmentChoice:
+    """Which of two pieces of behaviour is better. The prompt is what was asked, for example "Which one balances?"."""
+
+    prompt: Conversation
+    left: Segment
+    right: Segment
+    outcome: int
+    rater: str = ""
+    simulated: bool = False
+
+    def __post_init__(self) -> None:
+        _check_common(self)
+        for name in ("left", "right"):
+            if not isinstance(getattr(self, name), Segment):
+                raise ValueError(f"{name} is {getattr(self, name)!r:.60}; expected a Segment")
+        _set(self, outcome=_check_outcome(self.outcome))
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A question that was shown and on which no judgement was passed; a skipped ranking is a `Ranking` that says so.
+
+    Attributes:
+        form: what was asked for: "rate", "edit", "mark", "comment", "compare" or "segments".
+        replies: those that were shown; none for segments.
+    """
+
+    prompt: Conversation
+    form: str
+    replies: tuple[str, ...] = ()
+    rater: str = ""
+    simulated: bool = False
+
+    def __post_init__(self) -> None:
+        _check_common(self)
+        _check_text("form", self.form)
+        if not isinstance(self.replies, Sequence) or isinstance(self.replies, str):
+            raise ValueError(f"replies is {self.replies!r:.60}; expected a tuple of texts")
+        _set(self, replies=tuple(self.replies))
+        for reply in self.replies:
+            _check_text("reply", reply)
+
+
+Judgement = Choice | Comment | Comparison | Edit | Mark | Ranking | Rating | SegmentChoice | Skip
+Record = Judgement | Demonstration
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of the log of feedback: somebody judged, or took a judgement back.
+
+    Nothing in a log is changed or erased. An event with a record and a `target` replaces the event `target`; one
+    without a record takes it back. Which judgements count follows from the set of events alone, not from their order
+    (`feedback.events.standing`), so logs of several people can be put together.
+
+    Attributes:
+        id: its own, different from all others.
+        record: what was judged; None where `target` is taken back.
+        target: id of the event that is replaced or taken back; "" where there is none.
+        time: seconds since 1970 by the rater's clock, which may be wrong; the log keeps its own order.
+        duration: seconds from the first view of the question to the judgement; 0 where it was not measured.
+        shown: the order on the screen as indices into the replies (0 left, 1 right for two); () where it is the
+            record's own.
+        study: of which session it is a part.
+        question: its question in the study, the same when it is asked again after a restart.
+        widget: the version of what showed it; "" where it was no widget.
+
+    Chapter 08.
+    """
+
+    id: str
+    record: Record | None
+    target: str = ""
+    time: float = 0.0
+    duration: float = 0.0
+    shown: tuple[int, ...] = ()
+    study: str = ""
+    question: str = ""
+    widget: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("id", "target", "study", "question", "widget"):
+            _check_text(name, getattr(self, name))
+        if not self.id or self.id == self.target:
+            raise ValueError(f"id is {self.id!r:.60}; expected a text that no other event has")
+        if not isinstance(self.record, Record | None):
+            raise ValueError(f"record is {self.record!r:.60}; expected a record, or None to take `target` back")
+        if self.record is None and not self.target:
+            raise ValueError("an event without a record needs the target that it takes back")
+        _set(self, time=_number("time", self.time), duration=_number("duration", self.duration))
+        if self.duration < 0:
+            raise ValueError(f"duration is {self.duration}; expected seconds, at least 0")
+        _set(self, shown=_order("shown", self.shown, _places(self.record)) if len(self.shown) else ())
+
+    @property
+    def rater(self) -> str:
+        """Who judged; "" where the record does not say, and where there is none."""
+        return getattr(self.record, "rater", "")
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the record says that no person was asked."""
+        return getattr(self.record, "simulated", False)
+
+
+def _places(record: Record | None) -> int:
+    """How many things a record shows side by side, so that their order matters."""
+    if isinstance(record, Ranking | Skip):
+        return len(record.replies)
+    return 2 if isinstance(record, Choice | Comparison | SegmentChoice) else 1

@@ -15,14 +15,14 @@ from pathlib import Path
 import jsonschema
 import pytest
 import torch
-from conftest import save_llama
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from conftest import save_llama
 from rlhf_lab import __main__ as commands, demo
 from rlhf_lab.__main__ import main
 from rlhf_lab.classroom.metrics import METRICS_SCHEMA
-from rlhf_lab.feedback.events import read_events
+from rlhf_lab.feedback.events import read_records
 from rlhf_lab.models.language_model import MODEL_FOLDERS, load_language_model
 from rlhf_lab.models.reward_model import load_reward_model
 from rlhf_lab.recipes import rlhf, sft
@@ -105,7 +105,7 @@ def test_models_load_in_their_layout_and_feedback_says_that_it_is_simulated(fini
         AutoModelForCausalLM.from_pretrained(finished / name)
     AutoModelForSequenceClassification.from_pretrained(finished / "reward_model")
     assert load_reward_model(finished / "reward_model").score_std > 0
-    rankings = read_events(finished / "rankings.jsonl")
+    rankings = read_records(finished / "rankings.jsonl")
     assert rankings
     assert all(ranking.simulated for ranking in rankings)
 
@@ -124,7 +124,7 @@ def test_the_report_is_one_file_without_a_script_or_an_address(finished):
 
 
 def test_training_never_sees_what_is_held_out(finished):
-    for ranking in read_events(finished / "rankings.jsonl"):
+    for ranking in read_records(finished / "rankings.jsonl"):
         assert not town.recognise(ranking.prompt).held_out
     task = demo.town_task(demo.DemoConfig(labels=50, evaluation_prompts=30))
     assert not any(town.recognise(prompt).held_out for prompt in task.prompts)

@@ -13,6 +13,7 @@ import argparse
 import os
 import re
 import sys
+import tempfile
 from copy import deepcopy
 from difflib import get_close_matches
 from pathlib import Path
@@ -24,6 +25,7 @@ from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 from nbformat.validator import iter_validate
 
+from rlhf_lab.feedback.store import PLACE
 from rlhf_lab.training.files import write_text_atomic
 
 KERNEL = {
@@ -114,6 +116,8 @@ def _clean_text(text: str) -> str:
 def execute(path: str | Path, timeout: float = 300.0) -> NotebookNode:
     """Run a notebook in its own folder and store it with normalised outputs, whole or not at all.
 
+    It sees an empty store of feedback: what one reader judged does not belong in a stored notebook.
+
     Args:
         path: the notebook file; it is replaced.
         timeout: seconds that one cell may take.
@@ -128,7 +132,9 @@ def execute(path: str | Path, timeout: float = 300.0) -> NotebookNode:
     path = Path(path)
     book = read_notebook(path)
     folder = {"metadata": {"path": str(path.resolve().parent)}}
-    NotebookClient(book, timeout=timeout, kernel_name="python3", resources=folder).execute()
+    with tempfile.TemporaryDirectory() as empty:
+        env = os.environ | {PLACE: str(Path(empty) / "feedback.db")}
+        NotebookClient(book, timeout=timeout, kernel_name="python3", resources=folder).execute(env=env)
     for position, cell in enumerate(book.cells):
         errors = [o.text for o in cell.get("outputs", ()) if o.output_type == "stream" and o.name == "stderr"]
         if errors:

@@ -23,7 +23,7 @@ from rlhf_lab.evaluation.policies import ModelReport, evaluate_model, true_rewar
 from rlhf_lab.evaluation.reward_models import RewardModelReport, reward_model_report
 from rlhf_lab.experience.collect import rank_replies
 from rlhf_lab.experience.rollouts import sample_responses
-from rlhf_lab.feedback.events import read_events, write_events
+from rlhf_lab.feedback.events import read_records, write_events
 from rlhf_lab.maths.intervals import paired_difference
 from rlhf_lab.models.language_model import LanguageModel, load_language_model
 from rlhf_lab.models.reward_model import RewardModel, load_reward_model
@@ -112,7 +112,7 @@ def collect_feedback(
             rankings = rank_replies(sft, prompts[:count], config.replies, generator, **config.rlhf.sampling)
             with folder.writing(name) as path:
                 write_events(path, rankings)
-    training, test = (read_events(folder.path / name) for name in files)
+    training, test = (read_records(folder.path / name) for name in files)
     return training, test
 
 

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from rlhf_lab.maths.intervals import Interval, Ratio, mean_interval, ratio_of_means_bootstrap
 from rlhf_lab.maths.tensors import length_mask, masked_sum
 from rlhf_lab.models.language_model import LanguageModel
+from rlhf_lab.models.tokens import readable
 from rlhf_lab.training.configs import require, whole_number
 
 
@@ -32,7 +33,7 @@ def document_nll(lm: LanguageModel, texts: Sequence[str], micro_batch: int = 16)
     """
     _check_texts("texts", texts)
     whole_number("micro_batch", micro_batch, least=1)
-    rows = [lm.tokenizer(text)["input_ids"][: lm.max_length] for text in texts]
+    rows = [lm.tokenizer(text)["input_ids"][: lm.max_length] for text in readable(texts)]
     short = [i for i, row in enumerate(rows) if len(row) < 2]
     if short or not rows:
         got = f"texts[{short[0]}] = {texts[short[0]]!r}" if short else "none"

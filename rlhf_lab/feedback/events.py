@@ -1,370 +1,229 @@
-"""The lossless log of feedback: one event a line, flushed to the disk before it counts as saved.
+"""The lossless log of feedback as a file: one event a line, JSON Lines in ASCII.
 
-What is taken back is not erased: a later line withdraws it. One line both adds an event and withdraws the one that it
-replaces, so that no kill can come between the two. Chapter 08.
+Nothing in a log is changed or erased: an event takes another back or replaces it. Which judgements count follows from
+the set of events, in whatever order they stand, so the logs of a class can be put together and read once. Files of the
+first version, whose lines were bare records that named each other by line number, are read as well. Chapter 08.
 """
 
+import hashlib
 import json
-import os
-import re
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from io import FileIO
-from itertools import count
+import time
+import uuid
+from collections.abc import Iterable
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any, get_args
 
-from rlhf_lab.feedback.lines import (
-    MAX_LINE_BYTES,
-    BadLine,
-    FeedbackError,
-    complain,
-    read_records,
-    short,
-    write_lines,
-)
-from rlhf_lab.records import (
-    Comment,
-    Comparison,
-    Demonstration,
-    Edit,
-    Ranking,
-    Rating,
-    as_conversation,
-)
+from rlhf_lab.feedback.lines import MAX_LINE_BYTES, BadLine, complain, read_objects, short, write_lines
+from rlhf_lab.records import Event, Record, Segment, as_conversation
 
-try:
-    import fcntl
-except ImportError:  # Windows: a second writer is then told by the size of the file alone
-    fcntl = None  # type: ignore[assignment]  # a module has no type that says "or None"
-
-Event = Comment | Comparison | Demonstration | Edit | Ranking | Rating
-EVENT_TYPES = {kind.__name__.lower(): kind for kind in Event.__args__}
-START = b'{"type": "'  # of every line that we write
-# What the JSON decoder leaves of a line that was cut off; within a string it says so itself.
-CUT = re.compile(r"|t|tr|tru|f|fa|fal|fals|-|\.|[eE][-+]?|u[0-9a-f]{0,4}")
-EMPTY_IT = "Mend the line, or empty it but keep its line end: events are referred to by their line numbers"
+KINDS: dict[str, type] = {kind.__name__.lower(): kind for kind in get_args(Record)}
+MEND_IT = "Mend the line, or take the file from a backup"
 
 
-@dataclass(frozen=True)
-class Withdrawal:
-    """The event of line `line` of the same log no longer counts: its author took it back."""
+def new_event(
+    record: Record | None = None,
+    *,
+    target: str = "",
+    duration: float = 0.0,
+    shown: Iterable[int] = (),
+    study: str = "",
+    question: str = "",
+    widget: str = "",
+) -> Event:
+    """An `Event` of this moment with an id of its own; the arguments are its attributes.
 
-    line: int
+    >>> new_event(target="a").record is None
+    True
+    """
+    return Event(uuid.uuid4().hex, record, target, time.time(), duration, tuple(shown), study, question, widget)
 
-    def __post_init__(self) -> None:
-        if type(self.line) is not int:
-            raise ValueError(f"it names line {short(self.line)}; expected the number of a line")
+
+def standing(events: Iterable[Event]) -> list[Event]:
+    """The judgements that count, in the order given.
+
+    An event does not count that was taken back, or was replaced by one that was not taken back itself: to take a
+    replacement back is to have the replaced one again. What is not among the events can be taken back too, which then
+    does nothing. To take back is final.
+
+    >>> first = Event("a", as_record({"type": "rating", "prompt": "Hi", "reply": "Hello.", "score": 2}))
+    >>> second = Event("b", as_record({"type": "rating", "prompt": "Hi", "reply": "Hello.", "score": 4}), target="a")
+    >>> [event.id for event in standing([first, second])]
+    ['b']
+    >>> [event.id for event in standing([first, second, Event("c", None, target="b")])]
+    ['a']
+    """
+    events = list(events)
+    undone = {event.target for event in events if event.record is None}
+    replaced = {event.target for event in events if event.record is not None and event.id not in undone}
+    gone = undone | replaced
+    return [event for event in events if event.record is not None and event.id not in gone]
 
 
-def event_line(event: Event | Withdrawal, replaces: int | None = None) -> str:
-    """One line of an event log, ASCII, without its line end.
+# ---- lines -----------------------------------------------------------------------------------------------------
 
-    Args:
-        event: what the line holds.
-        replaces: number of the line whose event it withdraws at the same time.
+
+def event_line(event: Event) -> str:
+    """One line of a log, ASCII, without its line end; what is empty is left out.
 
     Raises:
         ValueError: the line would be too long to be read again.
 
-    >>> event_line(Withdrawal(3))
-    '{"type": "withdrawal", "line": 3}'
+    >>> event_line(Event("b", None, target="a"))
+    '{"type": "event", "id": "b", "target": "a"}'
     """
-    fields = {"type": type(event).__name__.lower(), **asdict(event)}
-    line = json.dumps(fields if replaces is None else fields | {"replaces": replaces}, allow_nan=False)
-    if len(line) + len("\n") >= MAX_LINE_BYTES:
-        raise ValueError(f"the event takes {len(line)} bytes; a line may have {MAX_LINE_BYTES}. Shorten the texts")
-    return line
+    values = {field.name: getattr(event, field.name) for field in fields(event) if field.name != "record"}
+    line: dict[str, Any] = {"type": "event"} | {name: value for name, value in values.items() if value}
+    if event.record is not None:
+        line["record"] = {"type": type(event.record).__name__.lower()} | _filled(event.record)
+    text = json.dumps(line, allow_nan=False)
+    if len(text) + len("\n") >= MAX_LINE_BYTES:
+        raise ValueError(f"the event takes {len(text)} bytes; a line may have {MAX_LINE_BYTES}. Shorten the texts")
+    return text
 
 
-@dataclass(frozen=True)
-class _Line:
-    """What one line says: a new event, the number of a line it withdraws, or both."""
-
-    event: Event | None
-    withdraws: int | None
+def _filled(record: Record) -> dict[str, Any]:
+    """The fields of a record, without those that are empty by default."""
+    empty = {field.name for field in fields(record) if field.default in ("", False)}
+    return {name: value for name, value in asdict(record).items() if value or name not in empty}
 
 
-def _parsed(record: dict) -> _Line:
-    fields = dict(record)
-    kind = ({"withdrawal": Withdrawal} | EVENT_TYPES).get(str(fields.pop("type", None)))
-    if kind is None:
-        problem = f"got {short(record.get('type'))}; expected one of {sorted(EVENT_TYPES)}"
-        remedy = "Is this an event log, and of this version? read_preferences reads files of preferences"
-        raise BadLine("type", problem, remedy)
-    try:
-        replaces = fields.pop("replaces", None)
-        replaced = None if replaces is None else Withdrawal(replaces).line
-        for name in ("replies", "shown", "tiers"):
-            if name in fields:
-                fields[name] = tuple(tuple(x) if isinstance(x, list) else x for x in fields[name])
-        if "prompt" in fields:
-            fields["prompt"] = as_conversation(fields["prompt"])
-        event = kind(**fields)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise BadLine("line", f"not a {kind.__name__} ({error})", EMPTY_IT) from None
-    return _Line(None, event.line) if isinstance(event, Withdrawal) else _Line(event, replaced)
-
-
-def _count(standing: dict[int, Event], number: int, line: _Line) -> None:
-    """Let line `number` of a log take effect on the events that stand before it."""
-    if line.withdraws is not None and standing.pop(line.withdraws, None) is None:
-        raise BadLine("line", f"withdraws line {line.withdraws}, where no event stands", EMPTY_IT, number)
-    if line.event is not None:
-        standing[number] = line.event
-
-
-@dataclass(frozen=True)
-class EventLines:
-    """What an event log holds.
-
-    Attributes:
-        standing: {line number: event} without what was withdrawn.
-        lines: number of complete lines (the last may lack its line end).
-        size: bytes of the complete lines.
-        torn: bytes of an unfinished event after them: it was being written when its writer died.
-    """
-
-    standing: dict[int, Event]
-    lines: int
-    size: int
-    torn: int
-
-
-def _is_cut_off(line: bytes) -> bool:
-    """Whether an event breaks off at the end of the line; a mistake before that is none that a kill makes."""
-    line = line.rstrip(b"\0")  # some file systems fill up with zeros what they had no time to write
-    if not line.isascii() or not (START.startswith(line) or line.startswith(START)):
-        return False
-    try:
-        json.loads(line)
-    except json.JSONDecodeError as error:
-        return error.msg.startswith("Unterminated string") or bool(CUT.fullmatch(error.doc[error.pos :]))
-    except (ValueError, RecursionError):
-        pass
-    return False
-
-
-def _exists(path: Path) -> bool:
-    """Whether there is something to read, be it what the reader then refuses."""
-    try:
-        os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except (OSError, ValueError):
-        pass
-    return True
-
-
-def read_event_lines(path: str | Path) -> EventLines:
-    """Read an event log with its line numbers; an incomplete last line is reported, not an error.
+def parse_event(line: dict[str, Any]) -> Event:
+    """The event of a line that `event_line` wrote.
 
     Raises:
-        FeedbackError: the file cannot be read, or another line is bad.
+        BadLine: it is none.
+    """
+    kind = line.get("type")
+    if kind != "event":
+        remedy = "Is this an event log, and of this version? read_preferences reads files of preferences"
+        raise BadLine("type", f"got {short(kind)}; expected 'event' or one of {sorted(KINDS)}", remedy)
+    given = {name: value for name, value in line.items() if name != "type"}
+    try:
+        record = given.pop("record", None)
+        shown = tuple(given.pop("shown", ()))
+        return Event(record=None if record is None else as_record(record), shown=shown, **given)
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise BadLine("line", f"not an event ({error})", MEND_IT) from None
+
+
+def as_record(given: dict[str, Any]) -> Record:
+    """The record of a line.
+
+    Raises:
+        ValueError: it is none.
+    """
+    values = dict(given)
+    kind = KINDS.get(str(values.pop("type", None)))
+    if kind is None:
+        raise ValueError(f"its record is of type {short(given.get('type'))}; expected one of {sorted(KINDS)}")
+    known = {field.name for field in fields(kind)}
+    if unknown := values.keys() - known:
+        raise ValueError(f"a {kind.__name__.lower()} has no {sorted(unknown)}; expected {sorted(known)}")
+    if "prompt" in values:
+        values["prompt"] = as_conversation(values["prompt"])
+    for name in ("left", "right"):
+        if isinstance(values.get(name), dict):
+            values[name] = Segment(**values[name])
+    return kind(**{name: _tuples(value) for name, value in values.items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+# ---- files -----------------------------------------------------------------------------------------------------
+
+
+def read_events(path: str | Path, *, skip_torn: bool = False) -> list[Event]:
+    """All events of a log in their order, those that were taken back too; an empty file has none.
+
+    Args:
+        path: JSON Lines, plain or gzipped.
+        skip_torn: pass over a last line that breaks off, which in a file of the first version is what its writer left
+            when it was killed.
+
+    Raises:
+        FeedbackError: the file cannot be read, a line is no event, or two events share an id.
     """
     path = Path(path)
-    good, bad, (size, last, end) = read_records(path, _parsed)
-    broken = bool(bad) and bad[-1].number == last and not end.endswith(b"\n")
-    torn = broken and _is_cut_off(end)
-    bad = bad[: len(bad) - torn]
-    standing: dict[int, Event] = {}
-    for number, line in good.items():
+    lines, bad, open_end = read_objects(path, dict)
+    if skip_torn and open_end and bad and bad[-1].number > max(lines, default=0):
+        bad = bad[:-1]
+    first_version = _FirstVersion(path)
+    events: dict[str, Event] = {}
+    for number, line in lines.items():
         try:
-            _count(standing, number, line)
+            old = str(line.get("type")) in (*KINDS, "withdrawal")
+            for event in first_version.events(number, line) if old else [parse_event(line)]:
+                if events.setdefault(event.id, event) != event:
+                    raise BadLine("id", f"{short(event.id)} is that of an earlier, other event", MEND_IT)
         except BadLine as problem:
+            problem.number = number
             bad.append(problem)
     if bad:
-        complain(path, bad, last)
-    cut = len(end) if torn else 0
-    return EventLines(standing, last - torn, size - cut, cut)
+        complain(path, sorted(bad, key=lambda problem: problem.number), len(lines) + len(bad))
+    return list(events.values())
 
 
-def read_events(path: str | Path) -> list[Event]:
-    """The events of a log in their order, without those that were withdrawn; an empty log gives none.
+def read_records(path: str | Path) -> list[Record]:
+    """The records of the judgements in a log that count.
 
     Raises:
-        FeedbackError: the file cannot be read, or a line is bad or incomplete.
+        FeedbackError: as `read_events`.
     """
-    log = read_event_lines(path)
-    if log.torn:
-        number, remedy = log.lines + 1, "Open the log with RankingSession, which mends it"
-        complain(Path(path), [BadLine("line", "the line is incomplete", remedy, number)], number)
-    return list(log.standing.values())
+    return [event.record for event in standing(read_events(path)) if event.record is not None]
 
 
-def write_events(path: str | Path, events: Sequence[Event]) -> None:
-    """Write an event log; `read_events` gives back equal records, whatever characters they hold.
+def write_events(path: str | Path, events: Iterable[Event | Record]) -> None:
+    """Write a log; `read_events` gives back equal events, whatever characters they hold.
+
+    A bare record becomes an event that knows nothing but the record; its id is its number in the file.
 
     Raises:
         ValueError: an event is too long for a line; nothing is written.
         SaveError: the file cannot be written.
     """
-    write_lines(path, map(event_line, events))
+    numbered = enumerate(events, start=1)
+    write_lines(path, [event_line(e if isinstance(e, Event) else Event(str(number), e)) for number, e in numbered])
 
 
-class NotSaved(OSError):
-    """A judgement is kept in memory but is not on the disk; the message says why and what to do."""
+class _FirstVersion:
+    """Lines of the first version: bare records, withdrawals by line number, and the two in one.
 
-
-class EventLog:
-    """An event log that grows one flushed line at a time; the file is made, for its owner only, at the first append.
-
-    An incomplete last line, left by a writer that died, is put into a file beside the log before the next one is
-    written. The file is open, and locked, only while a line is written; that its size is the expected one shows that
-    nobody else wrote to it since. All that an append changes here is changed in one assignment, after the flush: it
-    may be interrupted anywhere, and the next one first clears away what was left.
-
-    Attributes:
-        path: of the log.
-        kept: the file that holds the incomplete last line, once it was put there.
-
-    Raises:
-        FeedbackError: there is a file, but no event log that can be added to.
+    An id is made from the name of the file and the number of the line, so that a second import finds the first one.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.kept: Path | None = None
-        self._now = EventLines({}, 0, 0, 0)
-        if _exists(self.path):
-            self._now = read_event_lines(self.path)
-            if self.path.stat().st_size != self._now.size + self._now.torn:
-                raise FeedbackError(self.path, ": is compressed; expected a plain event log. Unpack it first")
-        self._attempt = (self._now, b"")  # what was to be written last, and after what
-        self._file: FileIO | None = None
+    def __init__(self, path: Path) -> None:
+        self._name = hashlib.sha256(str(path.resolve()).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        self._targets: dict[str, str] = {}  # of the events that stand: what each of them replaced
 
-    @property
-    def standing(self) -> dict[int, Event]:
-        """{line number: event} of what is known to be on the disk, without what was withdrawn."""
-        return self._now.standing
-
-    @property
-    def torn(self) -> int:
-        """Bytes of an incomplete last line that is still in the file."""
-        return self._now.torn
-
-    @property
-    def unsettled(self) -> bool:
-        """Whether an append was broken off, so that the file may hold its line, or a part of it."""
-        before, data = self._attempt
-        return before is self._now and bool(data)
-
-    def append(self, event: Event | Withdrawal, replaces: int | None = None) -> int:
-        """Write one line, flush it to the disk, and return its number.
-
-        Args:
-            event: what the line holds.
-            replaces: number of the line whose event is withdrawn by the same line.
-
-        Raises:
-            NotSaved: nothing was added; the message holds the reason and a remedy.
-            ValueError: the line is too long, or withdraws an event that does not stand; nothing was added.
-        """
-        data = event_line(event, replaces).encode("ascii") + b"\n"
-        number, standing = self._now.lines + 1, dict(self._now.standing)
-        line = _Line(None, event.line) if isinstance(event, Withdrawal) else _Line(event, replaces)
-        _count(standing, number, line)
-        written = self._in_file(lambda file: self._write(file, data))
-        self._now = EventLines(standing, number, self._now.size + written, 0)
-        return number
-
-    def settle(self) -> None:
-        """Clear away what a broken-off append left in the file.
-
-        Raises:
-            NotSaved: it cannot be cleared away; the message holds the reason and a remedy.
-        """
-        self._in_file(lambda file: 0)
-
-    def _in_file(self, work: Callable[[FileIO], int]) -> int:
+    def events(self, number: int, line: dict[str, Any]) -> list[Event]:
+        """The event of a line, after those that it takes back."""
+        given = dict(line)
+        if given["type"] == "withdrawal":
+            return self._withdrawn(number, self._standing(given.get("line")))
+        replaces, shown = given.pop("replaces", None), given.pop("shown", ())
+        target = "" if replaces is None else self._standing(replaces)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self._file:  # an interrupt may have left it open, and so locked
-                self._file.close()
-            with open(self.path, "ab+", buffering=0, opener=_private) as file:
-                self._file = file
-                _lock(file)
-                self._settle(file)
-                return work(file)
-        except NotSaved:
-            raise
-        except OSError as error:
-            remedy = "Free some space, or choose a file in a folder you may write to"
-            raise NotSaved(f"{self.path} cannot be written ({error.strerror or error}). {remedy}") from error
+            event = Event(self._id(number), as_record(given), target, shown=tuple(shown))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise BadLine("line", f"not a {given['type']} ({error})", MEND_IT) from None
+        self._targets[event.id] = target
+        return [event]
 
-    def _settle(self, file: FileIO) -> None:
-        """Cut off what stands after the known lines: what our own last attempt left, or what a dead writer did."""
-        size, (_, data) = self._now.size, self._attempt
-        shorter = os.fstat(file.fileno()).st_size < size
-        file.seek(size)
-        tail = file.read()
-        ours = self.unsettled and data.startswith(tail)
-        if shorter or (tail and not ours and len(tail) != self._now.torn):
-            problem = f"{self.path} was changed by another session or program since this session read it"
-            raise NotSaved(f"{problem}. Close one of the two and make the session again")
-        if tail and not ours and self.kept is None:
-            self._keep(tail)
-        if tail or ours:
-            file.truncate(size)
-            os.fsync(file.fileno())
-            self._now = replace(self._now, torn=0)  # another state than the attempt's: it is settled
+    def _id(self, number: object) -> str:
+        return f"{self._name}-{number}"
 
-    def _keep(self, tail: bytes) -> None:
-        names = (self.path.with_name(f"{self.path.name}.torn-{number}") for number in count(1))
-        beside = next(name for name in names if not os.path.lexists(name))
-        try:
-            with open(beside, "xb", buffering=0, opener=_private) as file:
-                _write_all(file, tail)
-        except BaseException:  # the log still holds it
-            with suppress(OSError):
-                beside.unlink()
-            raise
-        self.kept = beside
+    def _standing(self, number: object) -> str:
+        if self._id(number) not in self._targets:
+            raise BadLine("line", f"withdraws line {short(number)}, where no event stands", MEND_IT)
+        return self._id(number)
 
-    def _write(self, file: FileIO, data: bytes) -> int:
-        if self._now.size and file.seek(self._now.size - 1) >= 0 and file.read(1) != b"\n":
-            data = b"\n" + data
-        self._attempt = (self._now, data)
-        try:
-            _write_all(file, data)
-            if not self._now.lines:
-                _flush_folder(self.path.parent)
-        except BaseException:  # also when the reader interrupts
-            with suppress(OSError):
-                file.truncate(self._now.size)
-            raise
-        return len(data)
-
-
-def _private(path: str, flags: int) -> int:
-    """Open a file; where it is new, nobody else may read it."""
-    return os.open(path, flags, 0o600)
-
-
-def _write_all(file: FileIO, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[file.write(rest) :]
-    os.fsync(file.fileno())
-
-
-def _lock(file: FileIO) -> None:
-    """Keep other sessions out until the file is closed, where the file system knows locks."""
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise NotSaved(f"{file.name} is locked by another program. Close that and try again") from None
-    except OSError:  # some network file systems have no locks
-        pass
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make the name of a new file as safe as its content; only POSIX can and need do this."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    def _withdrawn(self, number: int, target: str) -> list[Event]:
+        """In the first version a withdrawal did not bring back what the withdrawn line had replaced."""
+        events: list[Event] = []
+        while target:
+            events.append(Event(f"{self._id(number)}.{len(events)}", None, target))
+            target = self._targets.pop(target, "")
+        return events

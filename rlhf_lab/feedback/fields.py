@@ -62,15 +62,6 @@ def after_system(record: dict, prompt: Conversation) -> Conversation:
     return prompt
 
 
-def refuse_half_characters(record: dict) -> None:
-    """Refuse a text that is read and that no file in UTF-8 can hold."""
-    for field in (*PROMPTS, *SYSTEMS, "chosen", "rejected", "completion"):
-        value = record.get(field)
-        if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
-            problem = "holds half of a surrogate pair, which is no character"
-            raise BadLine(field, problem, "Write the character anew, or remove it")
-
-
 def refuse_unread(record: dict, used: Sequence[str], prompt: Conversation, replies: Sequence[str]) -> None:
     """Refuse a field that a reply may depend on, unless it repeats what is in the prompt, or messages that were read.
 

@@ -17,10 +17,9 @@ from rlhf_lab.feedback.fields import (
     after_system,
     given,
     refuse_another_prompt,
-    refuse_half_characters,
     refuse_unread,
 )
-from rlhf_lab.feedback.lines import BadLine, FeedbackError, complain, read_records, short, write_lines
+from rlhf_lab.feedback.lines import BadLine, FeedbackError, complain, read_objects, short, write_lines
 from rlhf_lab.records import (
     Comparison,
     Conversation,
@@ -115,7 +114,7 @@ def read_preferences(path: str | Path, *, skip_bad: bool = False) -> Preferences
     Chapter: 08.
     """
     path = Path(path)
-    good, bad, _ = read_records(path, _comparison)
+    good, bad, _ = read_objects(path, _comparison)
     if bad and not (skip_bad and good):
         complain(path, bad, len(good) + len(bad))
     if not good:
@@ -170,7 +169,6 @@ def _taken(number: int, row: object, parse: Callable[[dict], Record]) -> Record:
 
 
 def _demonstration(record: dict) -> Demonstration:
-    refuse_half_characters(record)
     if record.get("messages") is not None:
         messages = _messages("messages", record["messages"])
         response, prompt = _reply("messages", messages[-1:]), _prompt("messages", messages[:-1])
@@ -194,7 +192,6 @@ def _comparison(record: dict) -> Comparison:
         if field not in record:
             found = f"found {short(list(record))}" if record else "the object is empty"
             raise BadLine(field, f"the field is missing; {found}", "Each line needs chosen and rejected")
-    refuse_half_characters(record)
     field, value = given(record)
     if field in record:
         prompt, in_turns = _stated(field, value)

@@ -168,21 +168,19 @@ def _refuse_json_over_lines(path: Path, line: bytes) -> None:
         pass
 
 
-def read_records(
-    path: Path, parse: Callable[[dict], Parsed]
-) -> tuple[dict[int, Parsed], list[BadLine], tuple[int, int, bytes]]:
-    """{line number: parsed object}, the bad lines, and (bytes read, last line's number, last line).
+def read_objects(path: Path, parse: Callable[[dict], Parsed]) -> tuple[dict[int, Parsed], list[BadLine], bool]:
+    """{line number: parsed object}, the bad lines, and whether the last line has no line end.
 
     Blank lines hold nothing and are passed over.
     """
     good: dict[int, Parsed] = {}
     bad: list[BadLine] = []
-    end = (0, 0, b"\n")
+    open_end = False
     for number, line in _lines(path):
         try:
             if isinstance(line, BadLine):
                 raise line
-            end = (end[0] + len(line), number, line)
+            open_end = not line.endswith(b"\n")
             if line.strip(b" \t\r\n\xef\xbb\xbf"):
                 if not good and not bad:
                     _refuse_json_over_lines(path, line)
@@ -190,7 +188,7 @@ def read_records(
         except BadLine as problem:
             problem.number = number
             bad.append(problem)
-    return good, bad, end
+    return good, bad, open_end
 
 
 def complain(path: Path, bad: Sequence[BadLine], count: int) -> None:

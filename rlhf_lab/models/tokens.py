@@ -6,8 +6,13 @@ from lengths, and prompt and response are tokenised apart.
 Special tokens in a text, one rule: written out they are those tokens, and decoding shows them all but one. The token
 that ends a reply belongs to the tokens and not to the text: decoding takes it off, encoding puts it on, and a reply or
 an assistant's turn that is written with it, as some files have it, gets no second one.
+
+Half of a surrogate pair, which a keyboard or a cut text may leave, is no character that a tokenizer can read: it is
+replaced by U+FFFD, and a warning counts them. What is stored keeps it.
 """
 
+import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +23,8 @@ from rlhf_lab.maths.tensors import length_mask
 from rlhf_lab.models.foreign import ModelError, in_one_line, render_chat
 from rlhf_lab.models.language_model import LanguageModel
 from rlhf_lab.records import Conversation, Message, PromptLike, as_conversation
+
+HALF = re.compile("[\ud800-\udfff]")
 
 
 def encode_prompts(
@@ -43,7 +50,7 @@ def encode_prompts(
 
     Chapter 07.
     """
-    texts = [_apply_template(lm, row, as_conversation(prompt)) for row, prompt in enumerate(conversations)]
+    texts = readable([_apply_template(lm, row, as_conversation(prompt)) for row, prompt in enumerate(conversations)])
     rows = lm.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
     if max_new_tokens is None:
         return rows
@@ -80,6 +87,19 @@ def _without_end(lm: LanguageModel, text: str) -> str:
     return bare.removesuffix(end) if bare.endswith(end) else text
 
 
+def readable(texts: Sequence[str]) -> Sequence[str]:
+    """The texts with each half of a surrogate pair replaced by U+FFFD, and a warning that counts them.
+
+    >>> readable(["whole"])
+    ['whole']
+    """
+    count = sum(len(HALF.findall(text)) for text in texts)
+    if count:
+        message = f"replaced {count} halves of surrogate pairs by U+FFFD: no tokenizer can read them"
+        warnings.warn(message, UserWarning, stacklevel=3)
+    return [HALF.sub("\ufffd", text) for text in texts] if count else texts
+
+
 def encode_responses(lm: LanguageModel, texts: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
     """Token ids of each response, tokenised apart from its prompt, with one end token at its end.
 
@@ -96,7 +116,7 @@ def encode_responses(lm: LanguageModel, texts: Sequence[str], max_tokens: int | 
 
     Chapter 07.
     """
-    bare = [_without_end(lm, text) for text in texts]
+    bare = readable([_without_end(lm, text) for text in texts])
     rows = lm.tokenizer(bare, add_special_tokens=False)["input_ids"] if bare else []
     return [(row + [lm.end_id])[:max_tokens] for row in rows]
 

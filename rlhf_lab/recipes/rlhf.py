@@ -45,7 +45,7 @@ from rlhf_lab.models.architectures import state_width
 from rlhf_lab.models.language_model import LanguageModel, check_same_tokens
 from rlhf_lab.models.reward_model import RewardModel
 from rlhf_lab.models.scoring import ValueHead, response_log_probs
-from rlhf_lab.models.tokens import Rollout, encode_prompts
+from rlhf_lab.models.tokens import Rollout, encode_prompts, readable
 from rlhf_lab.records import Conversation, PromptLike, as_conversation
 from rlhf_lab.training.configs import above_zero, at_least_one, flags, from_zero, require, shares, whole
 from rlhf_lab.training.history import Result, mean_rows
@@ -415,7 +415,7 @@ def checked_inputs(
     require(some, "prompts", prompts, "a non-empty list of conversations")
     require(callable(reward), "reward", reward, "a RewardModel or a function of a Rollout")
     require(config.lm_coef == 0 or len(lm_texts) > 0, "lm_texts", lm_texts, "some texts, or lm_coef = 0")
-    rows = [policy.tokenizer(text)["input_ids"][: policy.max_length] for text in lm_texts]
+    rows = [policy.tokenizer(text)["input_ids"][: policy.max_length] for text in readable(lm_texts)]
     for i, row in enumerate(rows):
         require(len(row) > 1, f"lm_texts[{i}]", lm_texts[i], "a text of at least 2 tokens")
     conversations = tuple(as_conversation(prompt) for prompt in prompts)

@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import sys
 
+import consensus
 import control
 import dialogue
 import dqn
@@ -23,6 +24,7 @@ from rlhf_lab.experience.invariants import InvariantViolation
 from rlhf_lab.recipes import reward, rlhf
 
 STUDIES = {
+    consensus.RESULTS: consensus.arms(),
     control.PATH: [control.arm(task) for task in control.TASKS],
     dialogue.RESULTS: [dialogue.arm(rung) for rung in dialogue.RUNGS],
     dqn.RESULTS: [dqn.arm(variant) for variant in dqn.VARIANTS],

@@ -65,7 +65,8 @@ def test_the_truth_is_in_the_scale_of_the_rankings():
         replies = tuple(dict.fromkeys(write_reply(prompt, town.WEB, random) for _ in range(4)))
         if len(replies) > 1:
             verdicts = town.score_replies([prompt.conversation] * len(replies), replies)
-            rankings.append(town.CAREFUL.rank(prompt.conversation, replies, verdicts, torch.Generator().manual_seed(0)))
+            noise = torch.Generator().manual_seed(0)
+            rankings.append(town.CAREFUL.rank(prompt.conversation, replies, verdicts, noise).record)
     rollout = type("Rollout", (), {})()
     rollout.conversations = [r.prompt for r in rankings for _ in r.replies]
     rollout.texts = [reply for r in rankings for reply in r.replies]

@@ -436,3 +436,25 @@ def test_write_shows_the_cell_that_failed(tmp_path, write):
     assert status == 1
     assert f"{path} is as it was, since a cell raised:" in err
     assert "ZeroDivisionError" in err
+
+
+WHERE_IT_IS = """
+from rlhf_lab.feedback.store import default_path
+print(default_path().exists(), str(default_path()) != {!r})
+"""
+
+
+def test_a_stored_notebook_sees_an_empty_store(tmp_path, monkeypatch):
+    mine = tmp_path / "mine.db"
+    mine.write_bytes(b"")
+    monkeypatch.setenv("RLHF_LAB_STORE", str(mine))
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(WHERE_IT_IS.format(str(mine)))])
+    nbformat.write(book, tmp_path / "book.ipynb")
+    assert course.execute(tmp_path / "book.ipynb").cells[0].outputs[0].text == "False True\n"
+
+
+def test_tests_see_an_empty_store():
+    from rlhf_lab.feedback.store import default_path
+
+    assert not default_path().is_relative_to(Path.home())
+    assert not default_path().exists()

@@ -53,7 +53,7 @@ def test_reward_model_report_refuses_other_lengths(name):
 
 def ranked(question, rater="careful"):
     return Ranking(
-        as_conversation(question), ("At six.", "The library closes at six."), ((1,), (0,)), (0, 1), "done", rater, True
+        as_conversation(question), ("At six.", "The library closes at six."), ((1,), (0,)), "done", rater, True
     )
 
 

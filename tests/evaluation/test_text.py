@@ -102,3 +102,8 @@ def test_rouge_by_hand():
 def test_texts_must_pair_up(score, pair):
     with pytest.raises(ValueError, match="same length"):
         score(*pair)
+
+
+def test_half_a_character_is_read_as_what_replaces_it(tiny_gpt2):
+    with pytest.warns(UserWarning, match="replaced 1 halves"):
+        assert perplexity(tiny_gpt2, ["a\ud83d b"]) == perplexity(tiny_gpt2, ["a\ufffd b"])

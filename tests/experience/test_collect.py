@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rlhf_lab.experience import collect
-from rlhf_lab.experience.collect import rank_replies
+from rlhf_lab.experience.collect import rank_events, rank_replies
 from rlhf_lab.records import as_conversation
 from rlhf_lab.worlds import town
 
@@ -26,6 +26,18 @@ def test_every_prompt_with_different_replies_gets_a_ranking_in_order(tiny_gpt2):
 def test_the_seed_decides_replies_and_order(tiny_gpt2):
     first, again, other = (ranked(tiny_gpt2, seed=seed) for seed in (1, 1, 2))
     assert first == again != other
+
+
+def test_the_events_hold_the_same_rankings_one_after_the_other(tiny_gpt2):
+    generator = torch.Generator().manual_seed(0)
+    events = rank_events(tiny_gpt2, PROMPTS, 3, generator, rater=town.HURRIED, max_new_tokens=6, start=100.0)
+    assert [event.record for event in events] == ranked(tiny_gpt2, rater=town.HURRIED)
+    assert len({event.id for event in events}) == len(PROMPTS)
+    clock = 100.0
+    for event in events:
+        clock += event.duration
+        assert event.time == pytest.approx(clock)
+        assert sorted(event.shown) == list(range(len(event.record.replies)))
 
 
 def test_replies_that_are_all_the_same_form_no_ranking(tiny_gpt2):

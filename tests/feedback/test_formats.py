@@ -373,16 +373,6 @@ BAD = {
         "after the prompt come messages of ['assistant', 'user']",
     ),
     "a list inside a text": (GOOD | {"chosen": json.dumps([GOOD_REPLY])}, "chosen", "or write a list of messages"),
-    "half a character": (
-        '{"prompt": "Hi", "chosen": "\\ud83d", "rejected": "b"}',
-        "chosen",
-        "half of a surrogate pair",
-    ),
-    "half in the prompt": (
-        '{"prompt": "\\udc00", "chosen": "a", "rejected": "b"}',
-        "prompt",
-        "half of a surrogate pair",
-    ),
 }
 
 
@@ -501,7 +491,7 @@ def test_texts_that_look_like_dialogues_come_back_equal(text, tmp_path):
 
 @pytest.mark.parametrize("write", [write_preferences, write_unpaired, write_csv])
 def test_what_cannot_be_written_is_refused(write, tmp_path):
-    ranking = Ranking("Hi", ("a", "b"), ((0,), (1,)), (0, 1))
+    ranking = Ranking("Hi", ("a", "b"), ((0,), (1,)))
     with pytest.raises(
         ValueError, match=r"row 1 is Ranking.*; expected a Comparison\. write_events keeps other records"
     ):
@@ -554,7 +544,7 @@ def test_table_of_a_dialogue_with_odd_characters(tmp_path):
 
 
 def test_rows_and_records_may_be_mixed():
-    ranking = Ranking("Hi", ("a", "b"), ((0,), (1,)), (0, 1))
+    ranking = Ranking("Hi", ("a", "b"), ((0,), (1,)))
     rows = [ranking, {"chosen": "The sky is blue.", "rejected": "The sky is green."}]
     first, second = as_preferences(rows)
     assert first is ranking
@@ -585,7 +575,6 @@ def test_demonstrations_have_the_forms_of_preferences():
         (as_demonstrations, {"prompt": "Hi"}, "row 0, completion: the field is missing; found"),
         (as_demonstrations, {"messages": [{"role": "user", "content": "Hi"}]}, "row 0"),
         (as_demonstrations, {"prompt": "Hi", "completion": 3}, "row 0, completion"),
-        (as_demonstrations, {"prompt": "Hi", "completion": "\ud83d"}, "row 0, completion: holds half of a surrogate"),
         (as_demonstrations, {"messages": [USER, assistant("a")], "tools": [{"name": "f"}]}, "row 0, tools: got"),
         (
             as_demonstrations,

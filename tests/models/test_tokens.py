@@ -135,3 +135,11 @@ def test_an_end_that_is_written_out_is_not_put_on_again(tiny_lm, written):
 def test_other_special_tokens_of_a_text_stay(tiny_gpt2):
     rows = encode_responses(tiny_gpt2, ["<|user|>hi<|pad|>", "<|end|>hi\n"])
     assert tokens.decode_rows(tiny_gpt2, rows) == ["<|user|>hi<|pad|>", "<|end|>hi\n"]
+
+
+def test_half_a_character_is_replaced_and_counted(tiny_gpt2):
+    whole = encode_responses(tiny_gpt2, ["a\ufffdb\ufffd", "c"])
+    with pytest.warns(UserWarning, match="replaced 2 halves of surrogate pairs by U\\+FFFD"):
+        assert encode_responses(tiny_gpt2, ["a\ud83db\udc00", "c"]) == whole
+    with pytest.warns(UserWarning, match="replaced 1 halves"):
+        assert encode_prompts(tiny_gpt2, ["a\ud83d"]) == encode_prompts(tiny_gpt2, ["a\ufffd"])

@@ -29,8 +29,8 @@ torch.set_num_threads(1)
 PROMPTS = [as_conversation(text) for text in ("Where is the zoo?", "Hi", "Write a story about Mia.", "Who?")]
 REPLIES = ("No.", "It is near the old bridge.", "I am sorry, I do not care.", "Thank you!")
 RANKINGS = [
-    Ranking(PROMPTS[0], REPLIES, ((1,), (3,), (2,), (0,)), (0, 1, 2, 3)),
-    Ranking(PROMPTS[1], REPLIES[:3], ((2,), (0, 1)), (2, 0, 1)),  # a tie below
+    Ranking(PROMPTS[0], REPLIES, ((1,), (3,), (2,), (0,))),
+    Ranking(PROMPTS[1], REPLIES[:3], ((2,), (0, 1))),  # a tie below
     Comparison(PROMPTS[2], "The fox is kind.", "Go away."),
 ]
 STRICT = [RANKINGS[0], RANKINGS[2]]
@@ -108,7 +108,7 @@ def test_the_gradient_of_one_pair_is_the_formula(tiny_gpt2):
 
 
 def test_a_comparison_is_a_ranking_of_two(tiny_gpt2):
-    ranking = Ranking(PROMPTS[2], ("Go away.", "The fox is kind."), ((1,), (0,)), (0, 1))
+    ranking = Ranking(PROMPTS[2], ("Go away.", "The fox is kind."), ((1,), (0,)))
     found = [encode_feedback(tiny_gpt2, [record], config()) for record in (ranking, RANKINGS[2])]
     assert found[0] == found[1]
 
@@ -122,7 +122,7 @@ def test_two_replies_are_the_same_in_both_losses(tiny_gpt2, kind):
 
 
 def test_order_and_micro_batches_change_nothing(tiny_lm):
-    shuffled_replies = Ranking(PROMPTS[0], REPLIES[::-1], ((2,), (0,), (1,), (3,)), (3, 1, 2, 0))
+    shuffled_replies = Ranking(PROMPTS[0], REPLIES[::-1], ((2,), (0,), (1,), (3,)))
     cases = [(RANKINGS, 16), (RANKINGS, 1), (RANKINGS, 2), (RANKINGS[::-1], 2), ([shuffled_replies, *RANKINGS[1:]], 16)]
     results = []
     for feedback, micro_batch in cases:
@@ -162,10 +162,10 @@ def test_an_epoch_takes_every_record_once():
 
 def test_records_without_a_preference_are_counted_and_named(tiny_gpt2, capsys):
     useless = [
-        Ranking(PROMPTS[3], REPLIES, (), (0, 1, 2, 3), status="skipped"),
-        Ranking(PROMPTS[3], REPLIES, (), (0, 1, 2, 3), status="all_bad"),
-        Ranking(PROMPTS[3], REPLIES, (), (0, 1, 2, 3), status="skipped"),
-        Ranking(PROMPTS[3], REPLIES[:2], ((0, 1),), (0, 1)),
+        Ranking(PROMPTS[3], REPLIES, (), status="skipped"),
+        Ranking(PROMPTS[3], REPLIES, (), status="all_bad"),
+        Ranking(PROMPTS[3], REPLIES, (), status="skipped"),
+        Ranking(PROMPTS[3], REPLIES[:2], ((0, 1),)),
     ]
     mixed = train_reward_model(tiny_gpt2, [useless[0], RANKINGS[0], *useless[1:], *RANKINGS[1:]], config(epochs=1))
     assert mixed.unused == 4
@@ -204,7 +204,7 @@ def polite_feedback(count, seed):
         fact = f"The {place} closes at {hour}."
         replies = (f"{fact} Thank you!", f"Go away! {fact}", f"At {hour}. Go away!")
         prompt = as_conversation(f"When does the {place} close? ({i}, {seed})")
-        found.append(Ranking(prompt, replies, ((0,), (1, 2)), (2, 0, 1)))
+        found.append(Ranking(prompt, replies, ((0,), (1, 2))))
     return found
 
 
