@@ -13,6 +13,8 @@
 | `leash` | beta, the KL coefficient | the optimum beside the reference; the frontier of reward and KL |
 | `sampling_law` | temperature and top-k | sampled and scored law; how far the gradient turns |
 | `best_of_n` | n | law, reward and KL of best-of-n beside the optimum of equal KL |
+| `agreement` | share of good replies; attention | two raters, chance and kappa |
+| `next_labels` | wins of each of two replies | posterior of their difference; width after further labels |
 
 A sentence under each figure says its numbers, so the text of a chapter has only to say what to try. A dial takes the
 values of a list: `explore.clip().plan.dials`. Without a browser:
@@ -24,11 +26,12 @@ values of a list: `explore.clip().plan.dials`. Without a browser:
 
 A notebook stores one line of text for the first cell, the same in every run, and the picture of the second. All worlds
 are enumerated or solved: no number is an estimate. How scenes are drawn and dragged is in `explorables.draggable`, the
-worlds are in `explorables.control` and `explorables.laws`.
+worlds are in `explorables.control`, `explorables.feedback` and `explorables.laws`.
 """
 
 from rlhf_lab.classroom.explorables.control import CLIP, DISCOUNT, GAE_LAMBDA
 from rlhf_lab.classroom.explorables.draggable import Explorable, still
+from rlhf_lab.classroom.explorables.feedback import AGREEMENT, NEXT_LABELS
 from rlhf_lab.classroom.explorables.laws import BEST_OF_N, LEASH, SAMPLING_LAW
 
 
@@ -90,3 +93,23 @@ def best_of_n() -> Explorable:
 def best_of_n_still() -> None:
     """`best_of_n` at n 2, 8 and 64."""
     still(BEST_OF_N)
+
+
+def agreement() -> Explorable:
+    """The share of good replies and the attention of two raters. Chapter 08."""
+    return Explorable(AGREEMENT)
+
+
+def agreement_still() -> None:
+    """`agreement` at half and nine tenths of good replies, the latter with two attentions."""
+    still(AGREEMENT)
+
+
+def next_labels() -> Explorable:
+    """How often each of two replies was preferred. Chapter 08."""
+    return Explorable(NEXT_LABELS)
+
+
+def next_labels_still() -> None:
+    """`next_labels` without labels, after 4 and after 20."""
+    still(NEXT_LABELS)

@@ -269,6 +269,25 @@ def paired_differences(ax: Axes, differences: Mapping[str, Sequence[float]], uni
     return ax
 
 
+def number_table(ax: Axes, table: np.ndarray, names: Sequence[str], low: float = 0.0, high: float = 1.0) -> Axes:
+    """A square table of numbers, such as the agreement of every two raters: written out, over a shade of grey.
+
+    Args:
+        table: [n, n]; NaN stays blank.
+        names: of rows and columns, n of them.
+        low, high: the numbers of the lightest and the darkest shade.
+    """
+    ax.imshow(table, cmap="Greys", vmin=low, vmax=high + 0.7 * (high - low))  # dark text reads on every shade
+    for row, column in zip(*np.nonzero(~np.isnan(table)), strict=True):
+        text = f"{table[row, column]:.2f}".replace("-0.00", "0.00").replace("-", "\N{MINUS SIGN}")
+        ax.text(column, row, text, ha="center", va="center", fontsize=8, color=COLOURS["true"])
+    ax.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    ax.set_yticks(range(len(names)), names)
+    ax.tick_params(length=0)
+    ax.grid(visible=False)
+    return ax
+
+
 # -- helpers -------------------------------------------------------------------------------------------------
 def _has(history: History, column: str) -> bool:
     return any(row.get(column) is not None for row in history.to_list())

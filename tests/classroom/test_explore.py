@@ -13,7 +13,7 @@ from rlhf_lab.classroom import explore, plots
 from rlhf_lab.classroom.explorables import control, laws
 from rlhf_lab.classroom.explorables.draggable import Axis, Dial, Explorable, Line, Panel, Plan, Scene, draw, still
 
-NAMES = ["clip", "gae_lambda", "discount", "leash", "sampling_law", "best_of_n"]
+NAMES = ["clip", "gae_lambda", "discount", "leash", "sampling_law", "best_of_n", "agreement", "next_labels"]
 
 
 def plan_of(name):

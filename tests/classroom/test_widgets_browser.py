@@ -1,160 +1,550 @@
-"""The plain view in JupyterLab, in a real browser: what is clicked arrives in the log, texts stay texts."""
+"""The view of a feedback session in JupyterLab, in a real browser: what is done by hand arrives in the store.
 
-import json
+One JupyterLab for all; the screenshots are written where RLHF_LAB_SCREENSHOTS names a folder.
+"""
+
 import os
-import re
-import subprocess
-import sys
-import time
+import signal
+from importlib.util import find_spec
 from pathlib import Path
 
-import nbformat
 import pytest
+from lab_pages import Notebook, jupyterlab, launched, new_page, wait_for, write_notebook
 
-from rlhf_lab.feedback.events import read_events
+from rlhf_lab.feedback.store import Store
 
-ROOT = Path(__file__).resolve().parents[2]
-CHROMIUM_FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 REPLIES = [
-    "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'> $x^2$",
-    "The zoo is in Mill Street. 🐘 \u202eright to left\u202c مرحبا بالعالم",
-    "Go on, then. " * 150,
+    "The zoo is in Mill Street.",
+    "I think that it is near the old bridge. You can walk there from the station in ten minutes, or take the bus.",
+    "Go away. I do not care about your question.",
     "You will find it next to the river; it opens at ten.",
 ]
-LOG = "$x^2$ log.jsonl"
-CODE = f"""
-from rlhf_lab.classroom.widgets.plain import RankingView
-from rlhf_lab.classroom.widgets.session import RankingSession
-items = [("Where is the <b>zoo</b>?", {REPLIES!r}), ("When?", ["At ten.", "No."])]
-RankingView(RankingSession(items, {LOG!r}))
+HOSTILE = [
+    "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>",
+    "NUL \0, escape \x1b[31m, \u202eturned around\u202c, مرحبا بالعالم 🐘, half of a pair \ud800, =1+1, $x^2$",
+    "The museum is in Park Road. " * 37_000,
+    "# Title\n\n* [a link](javascript:window.hacked=3)\n* `code`\n\n<iframe srcdoc='<script>parent.hacked=4</script>'>",
+]
+SETUP = f"""
+import os
+open("kernel.pid", "w").write(str(os.getpid()))
+from rlhf_lab.classroom.widgets.session import FeedbackSession
+from rlhf_lab.classroom.widgets.view import FeedbackView
+from rlhf_lab.feedback.questions import *
+from rlhf_lab.records import Segment
+replies, hostile = {REPLIES!r}, {HOSTILE!r}
+zoo, long = "Where is the zoo?", "The opening times are on the door. " * 6000
+def view(study, *questions, **options):
+    return FeedbackView(FeedbackSession(questions, "feedback.db", study=study, **options))
+def segment(sign):
+    states = tuple((0.02 * t * sign, 0.0, 0.01 * t * sign, 0.0) for t in range(21))
+    return Segment("CartPole-v1", states, ((1,),) * 20)
 """
-PATIENCE = 90  # seconds; a busy machine may need most of a minute to start everything
+CELLS = {
+    "rank": 'view("rank", *(Rank(q, tuple(replies)) for q in (zoo, "And the museum?", "When?")), goal=2)',
+    "rate": 'view("rate", Rate(zoo, replies[1]), Rate(zoo, long, high=7))',
+    "edit": 'view("edit", EditReply(zoo, replies[2]))',
+    "mark": 'view("mark", MarkWords(zoo, "🐘 " + replies[1]))',
+    "comment": 'view("comment", CommentOn(zoo, replies[2]))',
+    "compare": 'view("compare", Compare(zoo, replies[0], replies[2], "sft", "base"))',
+    "segments": 'view("segments", CompareSegments("Which one balances?", segment(1), segment(-1)))',
+    "hostile": 'view("<b>hostile</b>", Rank(hostile[0], tuple(hostile)), markdown=True)',
+    "hands": 'view("hands", Rank(zoo, tuple(replies)), Rate(zoo, replies[1]), EditReply(zoo, replies[2]), '
+    "MarkWords(zoo, replies[0]), CommentOn(zoo, replies[2]), Compare(zoo, replies[0], replies[2]))",
+}
 
 
-def wait_for(condition):
-    """Poll until `condition()` holds, and return it."""
-    end = time.monotonic() + PATIENCE
-    while not (found := condition()):
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.1)
-    return found
+LOOKED_AT = [name for name in CELLS if name != "hands"]  # which shows the forms that the others show
+DOOMED = {  # whose kernel is killed
+    "kill": 'view("kill", *(Rank(f"{zoo} {i}", tuple(replies)) for i in range(4)))',
+    "text": 'view("text", EditReply(zoo, replies[2]))',
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lab")
+    write_notebook(folder / "judge.ipynb", [SETUP, *CELLS.values(), *DOOMED.values()])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lab(folder):
+    with jupyterlab(folder) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser(chromium):
+    with launched(chromium) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def notebook(browser, lab):
+    page = new_page(browser, reduced_motion="reduce")
+    yield Notebook(page, lab.format("judge.ipynb"))
+    assert page.strangers == []  # nothing outside of this machine was asked for
+    page.close()
+
+
+class View:
+    """A widget on the page."""
+
+    def __init__(self, notebook, index):
+        self.notebook, self.page = notebook, notebook.page
+        self.root = notebook.view(index)
+
+    def says(self, text):
+        """Wait until it says so."""
+        wait_for(lambda: text in self.root.locator(".rlhf-line").inner_text(), patience=15)
+
+    def card(self, text):
+        return self.root.locator(".rlhf-card", has_text=text)
+
+    def order(self):
+        """The letters in its order, a text for each rank."""
+        rows = self.root.locator(".rlhf-tier").all()
+        return ["".join(sorted(row.locator(".rlhf-letter").all_inner_texts())) for row in rows]
+
+    def becomes(self, *order):
+        wait_for(lambda: self.order() == list(order), patience=15)
+
+    def letters(self):
+        """{letter: text} of the replies."""
+        cards = self.root.locator(".rlhf-card").all()
+        return {c.locator(".rlhf-letter").inner_text(): c.locator(".rlhf-text").inner_text() for c in cards}
+
+    def press(self, keys):
+        for key in keys.split():
+            self.page.keyboard.press(key)
+
+    def click(self, name):
+        self.root.get_by_role("button", name=name, exact=True).click()
+
+    def inside(self):
+        """Whether the focus is in the widget."""
+        return self.root.evaluate("root => root.contains(document.activeElement)")
 
 
 @pytest.fixture
-def lab(tmp_path):
-    """The address of a JupyterLab with one notebook, in a folder of its own."""
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CODE)])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, tmp_path / "ranking.ipynb")
-    environment = os.environ | {f"JUPYTER_{n}_DIR": str(tmp_path / n) for n in ("CONFIG", "DATA", "RUNTIME")}
-    environment |= {"PYTHONPATH": str(ROOT), "IPYTHONDIR": str(tmp_path / "ipython")}
-    options = ["--no-browser", "--allow-root", "--port=0", "--ip=127.0.0.1"]
-    command = [sys.executable, "-m", "jupyterlab", *options, "--IdentityProvider.token=test"]
-    with open(tmp_path / "lab.log", "w") as log:
-        server = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
-        try:
-            info = wait_for(lambda: list((tmp_path / "RUNTIME").glob("jpserver-*.json")))[0]
-            url = wait_for(lambda: info.read_text() and json.loads(info.read_text())["url"])
-            yield f"{url}lab/tree/ranking.ipynb?token=test"
-        finally:
-            server.terminate()
-            server.wait(PATIENCE)
+def see(notebook):
+    return lambda name: View(notebook, 1 + [*CELLS, *DOOMED].index(name))
 
 
-@pytest.fixture
-def page(chromium):
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS)
-        page = browser.new_page(viewport={"width": 1200, "height": 1100})
-        page.set_default_timeout(PATIENCE * 1000)
-        yield page
-        browser.close()
+@pytest.fixture(scope="module")
+def judged(folder):
+    """The standing records of a study."""
+    store = Store(folder / "feedback.db")
+    yield lambda study: [event.record for event in store.standing(study)]
+    store.close()
 
 
-def run_all(page, url):
-    """Open the notebook and run its cell."""
-    page.goto(url)
-    cell = page.locator(".jp-Notebook .jp-CodeCell").first
-    cell.wait_for()
-    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first.wait_for()
-    page.wait_for_timeout(1500)  # idle comes before the kernel takes messages for widgets
-    if (select := page.locator(".jp-Dialog button.jp-mod-accept")).count():
-        select.first.click()
-
-    def runs():  # a busy machine connects to the kernel late, and what was asked before is dropped
-        cell.locator(".cm-content").first.click()
-        page.keyboard.press("Shift+Enter")
-        page.wait_for_timeout(3000)
-        return re.search(r"[*\d]", cell.locator(".jp-InputPrompt").inner_text())
-
-    wait_for(runs)
-    page.locator(".rlhf-ranking").wait_for()
+def grab(view, grip, x, y):
+    """Take `grip` and bring it to a place of the page, still held."""
+    box = grip.bounding_box()
+    view.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    view.page.mouse.down()
+    view.page.mouse.move(x - 30, y - 10, steps=4)
+    view.page.mouse.move(x, y, steps=4)
 
 
 @pytest.mark.browser
-def test_ranking_in_jupyterlab(page, lab, tmp_path):
-    run_all(page, lab)
-    view = page.locator(".rlhf-ranking")
+def test_ranking_by_hand(see, judged):
+    view = see("rank")
+    letters = view.letters()
+    assert sorted(letters.values()) == sorted(REPLIES)
+    cards = view.root.locator(".rlhf-card .rlhf-edge")
+    ladder = view.root.locator(".rlhf-ladder")
 
-    def status(text):
-        view.get_by_text(text, exact=True).wait_for()
+    def row(i, part):
+        box = view.root.locator(".rlhf-tier").nth(i).bounding_box()
+        return box["x"] + box["width"] / 3, box["y"] + part * box["height"]
 
-    status("Not judged")
-    shown = [area.input_value() for area in view.locator("textarea").all()]
-    assert shown[0] == "Where is the <b>zoo</b>?"
-    assert sorted(shown[1:]) == sorted(REPLIES)
-    assert page.evaluate("window.hacked") is None
-    assert view.locator("img, script, b, mjx-container").count() == 0
+    def drag(grip, place):
+        grab(view, grip, *place)
+        view.page.mouse.up()
 
-    def rank(text, button):
-        row = view.locator(".widget-hbox", has=page.locator("textarea")).nth(shown[1:].index(text))
-        row.get_by_role("button", name=button, exact=True).click()
+    box = ladder.bounding_box()
+    drag(cards.nth(2), (box["x"] + 60, box["y"] + 50))
+    view.becomes("C")
+    drag(cards.nth(3), row(0, 0.05))  # above it
+    view.becomes("D", "C")
+    drag(cards.nth(0), row(0, 0.95))  # between the two
+    view.becomes("D", "A", "C")
+    drag(cards.nth(1), row(1, 0.5))  # onto the middle one: a tie; and all have a rank
+    view.becomes("D", "AB", "C")
+    view.says("Judged")
+    drag(view.root.locator(".rlhf-chip .rlhf-grip").nth(0), (box["x"] - 300, box["y"] + 20))  # out of it
+    view.becomes("AB", "C")
+    view.says("Not judged")
+    assert judged("rank") == []
+    drag(cards.nth(3), row(1, 0.5))
+    view.becomes("AB", "CD")
+    view.says("feedback.db")
+    [record] = judged("rank")
+    tiers = [sorted(record.replies[i] for i in tier) for tier in record.tiers]
+    assert tiers == [sorted(letters[c] for c in tier) for tier in ("AB", "CD")]
+    assert view.page.evaluate("getSelection().toString()") == ""
+    # By buttons, and what undo took back.
+    view.click("Down: reply A, rank 1")
+    view.becomes("B", "A", "CD")
+    view.click("Reply D, rank 3")
+    view.becomes("B", "A", "C")
+    view.click("Reply D, also rank 3")
+    view.becomes("B", "A", "CD")
+    view.click("Undo")
+    view.says("Took back")
+    view.becomes("B", "A", "C")
+    view.click("All bad")
+    view.says("All bad. Saved in feedback.db.")
+    assert view.root.locator(".rlhf-bad").all_inner_texts() == ["✕ Bad"] * 4
+    assert [r.status for r in judged("rank")] == ["all_bad"]
+    view.click("Next")
+    view.says("Question 2")
+    view.click("Skip")
+    view.says("Skipped")
+    assert "1 of 2 judged · 1 skipped" in view.root.locator(".rlhf-progress").inner_text()
+    # Undo asks before it reaches into the question before, and keeps it where it is told so.
+    view.click("Undo")
+    view.says("Took back")
+    view.click("Undo")
+    asked = view.root.get_by_role("group", name="Undo?")
+    assert "question 1" in asked.inner_text()
+    view.click("Keep it")
+    assert asked.count() == 0
+    assert view.inside()
+    view.click("Undo")
+    view.click("Take it back")
+    view.says("Question 1")
+    assert judged("rank") == []
 
-    rank(REPLIES[3], "Rank 1")
-    rank(REPLIES[1], "Also rank 1")
-    status("2 of 4 replies ranked; saved when all are")
-    if folder := os.environ.get("RLHF_LAB_SCREENSHOTS"):
-        view.screenshot(path=Path(folder) / "ranking.png")
-    rank(REPLIES[2], "Rank 2")
-    rank(REPLIES[0], "Rank 3")
-    status("Saved: ranked")
-    [ranking] = read_events(tmp_path / LOG)
-    assert (ranking.replies, ranking.tiers) == (tuple(REPLIES), ((1, 3), (2,), (0,)))
-    assert [ranking.replies[i] for i in ranking.shown] == shown[1:]
 
-    # The rest by keys alone: Tab goes to each button, and the notebook does not take the keys for its own.
-    view.get_by_role("button", name="Undo", exact=True).focus()
-    page.keyboard.press("Enter")
-    status("3 of 4 replies ranked; saved when all are")
-    page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.textContent") == "Skip"
-    page.keyboard.press("Space")
-    status("Saved: skipped")
-    assert page.evaluate("document.activeElement.textContent") == "Skip"  # the focus stays
+@pytest.mark.browser
+def test_other_forms_by_hand(see, judged):
+    rate = see("rate")
+    rate.root.get_by_role("radio", name="Score 4 of 5").click()
+    rate.says("Saved in feedback.db")
+    rate.click("Next")
+    rate.says("Question 2")
+    rate.press("7")
+    rate.says("Score 7")
+    assert [(r.score, r.high) for r in judged("rate")] == [(4, 5), (7, 7)]
+
+    edit = see("edit")
+    text = edit.root.get_by_role("textbox")
+    text.fill("The zoo is in Mill Street.\n")
+    edit.click("Save")
+    edit.says("Saved in feedback.db")
+    assert [r.edited for r in judged("edit")] == ["The zoo is in Mill Street.\n"]
+
+    mark = see("mark")
+    mark.root.get_by_role("button", name="bridge.", exact=True).click()
+    mark.root.get_by_role("button", name="ten", exact=True).click()
+    mark.root.get_by_role("button", name="bus.", exact=True).click(modifiers=["Shift"])
+    mark.press("Control+Enter")
+    mark.says("2 marks. Saved")
+    [record] = judged("mark")
+    assert [record.reply[a:b] for a, b in record.spans] == ["bridge.", "ten minutes, or take the bus."]
+
+    comment = see("comment")
+    comment.root.get_by_role("textbox").fill("Not polite, x m a.")
+    comment.press("Control+Enter")
+    comment.says("Saved in feedback.db")
+    assert [r.text for r in judged("comment")] == ["Not polite, x m a."]
+
+    for name in ("compare", "segments"):
+        view = see(name)
+        view.root.get_by_role("radio", name="Right is better").click()
+        view.says("Right is better. Saved")
+        view.press("1")
+        view.says("Left is better. Saved")
+        view.press("=")
+        view.says("Saved in feedback.db")
+        wait_for(lambda name=name: [r.outcome for r in judged(name)] == [0], patience=10)
+        view.press("2")
+        view.says("Right is better. Saved")
+        [record] = judged(name)
+        if name == "compare":
+            better = record.left if record.outcome == 1 else record.right
+            assert better == view.root.locator(".rlhf-card .rlhf-text").nth(1).inner_text()
+
+
+@pytest.mark.browser
+def test_whole_task_by_keys(see, judged):
+    """From the first Tab into the widget to the last judgement, with keys alone."""
+    view = see("hands")
+    cells = view.notebook.cells()
+    view.root.get_by_role("button", name="Undo").focus()
+
+    def tab_to(selector):
+        for _ in range(20):
+            if view.page.evaluate(f"document.activeElement.matches({selector!r})"):
+                return
+            view.press("Tab")
+        raise AssertionError(f"Tab does not reach {selector}")
+
+    tab_to(".rlhf-card")
+    view.press("3 = 1 4 2 Enter")  # a ranking with a tie, and on: six keys
+    view.says("Question 2")
+    view.press("5 Enter")
+    view.says("Question 3")
+    tab_to("textarea")
+    view.page.keyboard.press("Control+A")
+    view.page.keyboard.type("In Mill Street, u s b ? = 1.")
+    view.press("Control+Enter")
+    view.says("Saved")
+    view.press("Enter")
+    view.says("Question 4")
+    tab_to(".rlhf-word")
+    view.press("ArrowRight Shift+ArrowRight Control+Enter")
+    view.says("1 mark. Saved")
     for _ in range(2):
-        page.keyboard.press("Tab")  # All bad; Previous is disabled
+        view.press("Shift+Tab")  # from the words to the card, past the button of the mark
+        if view.page.evaluate("document.activeElement.matches('.rlhf-card')"):
+            break
+    view.press("Enter")
+    view.says("Question 5")
+    tab_to("textarea")
+    view.page.keyboard.type("Rude.")
+    view.press("Escape Enter")  # what was typed is handed in on the way to the next question
+    view.says("Question 6")
+    view.press("2")
+    view.says("Right is better. Saved")
+    ranking, rating, edit, mark, comment, choice = judged("hands")
+    assert [len(tier) for tier in ranking.tiers] == [2, 1, 1]
+    assert (rating.score, edit.edited, comment.text) == (5, "In Mill Street, u s b ? = 1.", "Rude.")
+    assert [mark.reply[a:b] for a, b in mark.spans] == ["zoo is"]
+    assert choice.outcome in (1, -1)
+    # Moves: Alt and an arrow, with the focus on what is moved all the time.
+    for number in range(5, 0, -1):
+        view.root.get_by_role("button", name="Previous").focus()
+        view.press("Enter")
+        view.says(f"Question {number}")
+    view.root.locator(".rlhf-card").nth(1).focus()
+    view.becomes("AC", "D", "B")
+    for key, order in [
+        ("Alt+ArrowUp", ("AC", "B", "D")),
+        ("Alt+ArrowUp", ("B", "AC", "D")),
+        ("Alt+ArrowDown", ("AC", "B", "D")),
+    ]:
+        view.press(key)
+        view.becomes(*order)
+        assert view.page.evaluate("document.activeElement.dataset.position") == "1"
+    assert view.root.locator(".rlhf-card").nth(1).get_attribute("aria-label") == "Reply B, rank 2"
+    assert view.root.get_by_role("button", name="Reply B, rank 2", exact=True).count() == 1
+    wait_for(lambda: "Reply B, rank 2" in view.root.locator("[aria-live]").inner_text(), patience=5)
+    assert view.notebook.cells() == cells
+
+
+PRESSED = [
+    *"xmajzddkhloycvwt019=sbu??",
+    *("Escape", "Enter", "Space", "ArrowUp", "ArrowDown", "ArrowLeft", "ArrowRight", "Home", "Delete", "Backspace"),
+    *("Alt+ArrowUp", "Alt+ArrowDown", "Shift+ArrowDown", "Shift+M", "Control+Z", "Control+Enter", "Shift+Enter"),
+    *("Alt+Enter", "Control+Shift+-", "Control+S"),
+]
+KINDS = {  # of what can have the focus; "" is the widget itself
+    "rank": [".rlhf-card", ".rlhf-acts button"],
+    "rank, the frame": [".rlhf-bar button", ".rlhf-square", ""],
+    "rank, the order": [".rlhf-chip button"],
+    "rate": [".rlhf-choices button", ".rlhf-long", ".rlhf-more"],
+    "edit": ["textarea", ".rlhf-field button"],
+    "mark": [".rlhf-word", ".rlhf-acts button"],
+    "comment": ["textarea"],
+    "compare": [".rlhf-choices button", ".rlhf-card"],
+    "segments": [".rlhf-player button", ".rlhf-player input"],
+}
+# Where the focus is after a key; then it is put on what is tested.
+AGAIN = """(root, kind) => {
+  const inside = root.contains(document.activeElement), node = kind ? root.querySelector(kind) : root;
+  node?.focus();
+  return [inside, node !== null && node === document.activeElement];
+}"""
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("case", KINDS)
+def test_no_key_reaches_the_notebook(see, case):
+    name = case.split(",")[0]
+    view, back = see(name), {"rank": "1 2", "rate": "Enter"}.get(name, "")  # keys that bring back what a key took away
+    cells = view.notebook.cells()
+    every = (
+        "[...root.querySelectorAll('button, textarea, input, [tabindex]')].filter(n => !n.dataset.lmSuppressShortcuts)"
+    )
+    assert view.root.evaluate(f"root => {every}.length") == 0
+    for kind in KINDS[case]:
+        view.root.focus()
+        for key in PRESSED:
+            inside, there = view.root.evaluate(AGAIN, kind)
+            assert inside, (kind, "before", key)
+            if not there:
+                view.press(back)
+                view.root.locator(kind).first.wait_for()
+                assert view.root.evaluate(AGAIN, kind)[1], kind
+            view.page.keyboard.press(key)
+        view.press("Escape")
+        view.page.wait_for_timeout(150)
+        assert view.inside()
+        assert view.notebook.cells() == cells, kind
+    if name == "edit":
+        assert "xmajzddk" in view.root.locator("textarea").input_value()
+
+
+SIZES = "root => [...root.querySelectorAll('.rlhf-text')].map(n => parseFloat(getComputedStyle(n).fontSize))"
+CLIPPED = """root => [...root.querySelectorAll("*")].filter((n) => n.offsetParent !== null).filter((n) => {
+  const style = getComputedStyle(n), box = n.getBoundingClientRect(), all = root.getBoundingClientRect();
+  if (n.closest(".rlhf-unseen") || n.matches(".rlhf-snippet") || style.visibility === "hidden") return false;
+  const wide = n.scrollWidth > n.clientWidth + 1 && style.display !== "inline" && n.tagName !== "INPUT";
+  const high = n.scrollHeight > n.clientHeight + 1 && style.overflowY === "hidden" && n.tagName !== "TEXTAREA";
+  return wide || high || box.left < all.left - 1 || box.right > all.right + 1;
+}).map((n) => n.outerHTML.slice(0, 120))"""
+PALE = """root => {
+  const numbers = (colour) => {
+    const found = colour.match(/[\\d.]+/g).map(Number), most = colour.startsWith("color(") ? 255 : 1;
+    return [...found.slice(0, 3).map((x) => most * x), found[3] ?? 1];
+  };
+  const over = (top, below) => [0, 1, 2].map((i) => top[i] * top[3] + below[i] * (1 - top[3])).concat(1);
+  const ground = (n) => {
+    const here = numbers(getComputedStyle(n).backgroundColor);
+    if (here[3] === 1) return here;
+    return over(here, n.parentElement ? ground(n.parentElement) : [255, 255, 255, 1]);
+  };
+  const light = ([r, g, b]) => [r, g, b].map((x) => ((x /= 255) <= 0.03928 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, x, i) => sum + x * [0.2126, 0.7152, 0.0722][i], 0);
+  const found = [];
+  for (const n of root.querySelectorAll("*")) {
+    const texts = [...n.childNodes].filter((c) => c.nodeType === 3).map((c) => c.data);
+    const words = n.tagName === "TEXTAREA" ? n.value : texts.join("");
+    if (!words.trim() || n.offsetParent === null || getComputedStyle(n).visibility === "hidden") continue;
+    const below = ground(n), ink = over(numbers(getComputedStyle(n).color), below);
+    const [a, b] = [light(ink), light(below)].sort((x, y) => y - x), ratio = (a + 0.05) / (b + 0.05);
+    if (ratio < 4.5) found.push([ratio.toFixed(2), n.className, words.slice(0, 30)]);
+  }
+  return found;
+}"""
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_looks(see, notebook, dark):
+    """Nothing is clipped, invisible or pale, at every width and in both themes."""
+    folder, problems = os.environ.get("RLHF_LAB_SCREENSHOTS"), {}
+    notebook.theme(dark)
+    try:
+        for width in (320, 480, 800, 1400):
+            notebook.page.set_viewport_size({"width": width, "height": 1000})
+            notebook.page.wait_for_timeout(300)
+            for name in LOOKED_AT:
+                view = see(name)
+                if name == "rank" and not view.order():
+                    view.root.locator(".rlhf-card").first.focus()
+                    view.press("2 1 ?")
+                    view.root.locator(".rlhf-chip").first.wait_for()
+                for kind, script in (("clipped", CLIPPED), ("pale", PALE)):
+                    if found := view.root.evaluate(script):
+                        problems[width, name, kind] = found
+                assert min(view.root.evaluate(SIZES)) >= 15
+                if folder:
+                    view.root.screenshot(path=Path(folder) / f"{name}-{width}-{'dark' if dark else 'light'}.png")
+    finally:
+        notebook.page.set_viewport_size({"width": 1200, "height": 1000})
+        notebook.theme(False)
+    assert problems == {}
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_accessibility(see, notebook, dark):
+    """axe-core finds nothing serious."""
+    if (found := find_spec("axe_playwright_python")) is None:
+        pytest.skip("axe-playwright-python is not installed")
+    notebook.page.evaluate(Path(found.origin).with_name("axe.min.js").read_text(encoding="utf-8") + "; null")
+    notebook.theme(dark)
+    seen, problems = [], {}
+    try:
+        for name in LOOKED_AT[:: 3 if dark else 1]:  # the other theme differs in its colours only, see test_looks
+            view = see(name)
+            view.root.locator(".rlhf-card").first.focus()
+            view.press("?")
+            result = view.root.evaluate("root => axe.run(root)")
+            bad = [v for v in result["violations"] if v["impact"] in ("serious", "critical")]
+            if bad:
+                problems[name] = [(v["id"], v["nodes"][0]["html"][:150]) for v in bad]
+            seen.append(len(result["passes"]))
+            view.press("?")
+    finally:
+        notebook.theme(False)
+    assert problems == {}
+    assert min(seen) >= 10  # it did look: rules that apply and were kept
+
+
+@pytest.mark.browser
+def test_hostile_texts_stay_texts(see, notebook):
+    view = see("hostile")
+    page = notebook.page
+    assert view.root.locator("img, iframe, a, b, mjx-container").count() == 0
+    assert view.root.locator("script").count() == 0
+    shown = view.root.locator(".rlhf-card .rlhf-text").all_inner_texts()
+    assert any(HOSTILE[0] in text for text in shown)
+    [signs] = [text for text in shown if text.startswith("NUL")]
+    assert "[U+202E]turned around" in signs
+    assert "[U+001B][31m" in signs
+    assert "\ufffd, =1+1, $x^2$" in signs
+    assert view.root.locator(".rlhf-markdown code").all_inner_texts() == ["code"]
+    # A megabyte is shown in parts.
+    [long] = [c for c in view.root.locator(".rlhf-card").all() if "Park Road" in c.inner_text()]
+    assert len(long.locator(".rlhf-text").inner_text()) < 10_000
+    more = long.get_by_role("button", name="Show more")
+    more.focus()
     page.keyboard.press("Enter")
-    status("2 of 2   ·   1 judged")
-    assert [r.status for r in read_events(tmp_path / LOG)] == ["skipped"]
+    wait_for(lambda: len(long.locator(".rlhf-text").inner_text()) > 20_000, patience=5)
+    assert view.inside()
+    size = "root => { const t = performance.now(); root.getBoundingClientRect(); return performance.now() - t }"
+    assert view.root.evaluate(size) < 1000
+    view.root.locator(".rlhf-card").first.focus()
+    view.press("1 2 3 4")
+    view.says("Saved in feedback.db")
+    page.wait_for_timeout(300)
+    assert page.evaluate("window.hacked") is None
 
-    # What scrolls can be reached with Tab, and typing does not change it.
-    view.get_by_role("button", name="Previous", exact=True).click()
-    long = view.locator("textarea:not([disabled])")
-    long.press("x")
-    wait_for(lambda: long.input_value() == REPLIES[2])
 
-    # What cannot be saved is said as text, with a name that would be a formula.
-    with open(tmp_path / LOG, "ab") as log:
-        log.write(b"\n")
-    view.get_by_role("button", name="All bad", exact=True).click()
-    view.get_by_text(f"NOT SAVED, kept in memory: {LOG} was changed by another session").wait_for()
-    assert view.locator("mjx-container").count() == 0
+@pytest.mark.browser
+def test_kernel_killed(see, notebook, folder, judged):
+    """It dies in the middle of a ranking: the reader is told, and goes on where he was when the cell is run again."""
+    text = see("text").root.get_by_role("textbox")
+    text.fill("Kept by the kernel.")
+    view = see("kill")
+    view.root.locator(".rlhf-card").first.focus()
+    view.press("2 1 4 3 Enter 3 1")  # as fast as it goes: the last two are for the second question
+    view.becomes("C", "A")
+    before = judged("kill")
+    assert len(before) == 1
+    os.kill(int((folder / "kernel.pid").read_text()), signal.SIGKILL)
+    view.press("4")
+    told = view.root.get_by_role("alert")
+    told.wait_for()
+    wait_for(lambda: "run this cell again; 1 judgement is in" in told.inner_text(), patience=15)
+    assert str(folder / "feedback.db") in told.inner_text()
+    assert "Your last step is not saved" in told.inner_text()
+    assert view.order() == ["C", "A"]
+    text.fill("Kept by the page.")
+    dialog = notebook.page.locator(".jp-Dialog button.jp-mod-accept")
+    wait_for(lambda: dialog.count() and (dialog.first.click() or True), patience=30)
+    notebook.wait_until_idle()
+    notebook.run_all()
+    view = see("kill")
+    view.becomes("C", "A", "D")  # and the step without an answer was asked for again
+    assert "Question 2" in view.root.inner_text()
+    assert view.root.get_by_role("alert").count() == 0
+    assert judged("kill") == before
+    view.root.locator(".rlhf-card").first.focus()
+    view.press("2")
+    view.says("Judged")
+    assert len(judged("kill")) == 2
+    assert judged("kill")[0] == before[0]
+    view = see("text")
+    assert view.root.get_by_role("textbox").input_value() == "Kept by the page."
+    assert judged("text") == []
+    view.click("Save")
+    view.says("Saved in feedback.db")
+    assert [record.edited for record in judged("text")] == ["Kept by the page."]

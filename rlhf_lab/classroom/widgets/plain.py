@@ -1,165 +1,163 @@
-"""The view of a ranking session made of standard buttons and text fields, for wherever ipywidgets are shown.
+"""The view of a session of feedback made of standard widgets, for wherever ipywidgets are shown.
 
-What people and models wrote is shown in text fields only: they take it as it is, while an HTML widget would run it.
-A Label takes text too, but what stands between dollar signs is typeset in it, which ours ask not to do: they may name a
-file. Everything can be reached with the Tab key.
-Chapters 00 and 08.
+Every form of question can be answered here, with the Tab key and Enter alone. What people and models wrote is shown in
+text fields and labels only. Chapters 00 and 08.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import ipywidgets as widgets
 
-from rlhf_lab.classroom.widgets.session import RankingSession
-from rlhf_lab.feedback.events import NotSaved
+from rlhf_lab.classroom.widgets.plain_forms import PANELS, Panel, TextView, button, plain_label, row, shown_if
+from rlhf_lab.classroom.widgets.session import FeedbackSession
+from rlhf_lab.classroom.widgets.state import view_state
+from rlhf_lab.feedback.store import NotSaved
 
-LINE_LENGTH, MOST_LINES = 64, 12  # characters a line is taken to hold; longer texts scroll
+WIDGET = "plain 2"  # the name and version that events carry
 # The only HTML in this view, and constant. Without it all is still there, only paler.
 STYLE = """<style>
-.rlhf-ranking { max-width: 880px; }
-.rlhf-ranking .rlhf-title { font-weight: 600; }
-.rlhf-ranking .rlhf-quiet { color: var(--jp-ui-font-color2, #555); }
-.rlhf-ranking textarea { opacity: 1 !important; color: inherit; -webkit-text-fill-color: currentColor;
-  field-sizing: content; min-height: 2.3em; max-height: 20em; resize: none; unicode-bidi: plaintext;
+.rlhf-plain { max-width: 880px; }
+.rlhf-plain .rlhf-title { font-weight: 600; }
+.rlhf-plain .rlhf-quiet { color: var(--jp-ui-font-color2, #555); }
+.rlhf-plain .widget-label { white-space: normal; overflow-wrap: anywhere; height: auto; line-height: 1.45; }
+.rlhf-plain textarea { opacity: 1 !important; color: inherit; -webkit-text-fill-color: currentColor;
+  field-sizing: content; min-height: 2.3em; max-height: 20em; unicode-bidi: plaintext;
   line-height: 1.45; padding: 6px 10px; border-radius: 6px; font-family: var(--jp-ui-font-family, sans-serif); }
-.rlhf-ranking .rlhf-row { margin: 4px 0; gap: 8px; }
-.rlhf-ranking .rlhf-acts { margin: 14px 0 6px 68px; gap: 4px; }
-.rlhf-ranking .rlhf-acts button { width: 96px; }
-.rlhf-ranking .rlhf-last { margin-left: 68px; font-weight: 600; }
+.rlhf-plain .rlhf-row { margin: 4px 0; gap: 8px; }
+.rlhf-plain .rlhf-last .widget-label { font-weight: 600; }
 </style>"""
+STATUS = {"done": "answered", "skipped": "skipped", "all_bad": "all bad"}
+MOST_SENTENCES = 8  # of what is told afterwards
 
 
-class TextView(widgets.Textarea):
-    """A text to read. A long one can be focused, so that keys scroll it; what is typed there is put back."""
-
-    text = ""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.observe(lambda change: setattr(self, "value", self.text), "value")
-
-    def show(self, text: str) -> None:
-        """Show `text` as it stands."""
-        self.text = text
-        lines = sum(1 + len(line) // LINE_LENGTH for line in text.split("\n"))
-        self.value, self.rows, self.disabled = text, min(lines, MOST_LINES), lines <= MOST_LINES
-
-
-def _label() -> widgets.Label:
-    """One line of text that is shown as it stands; the classes are those that MathJax passes over."""
-    label = widgets.Label()
-    for name in ("mathjax_ignore", "tex2jax_ignore"):
-        label.add_class(name)
-    return label
-
-
-class RankingView(widgets.VBox):
-    """Rank by clicking the replies in order, best first.
+class PlainView(widgets.VBox):
+    """Answer the questions of a session by clicking and typing.
 
     Example:
-        >>> view = RankingView(RankingSession([("Where is the zoo?", ["In Mill Street.", "Go away."])]))
-        >>> view.place[1].click()
-        >>> [button.description for button in view.place]
-        ['Rank 2', '✓ Rank 1']
+        >>> view = PlainView(FeedbackSession([("Where is the zoo?", ["In Mill Street.", "Go away."])]))
+        >>> view.panel.place[1].click()
+        >>> [made.description for made in view.panel.place], view
+        (['Rank 2', '✓ Rank 1'], PlainView(1 questions))
+
+    Chapter 08.
     """
 
-    def __init__(self, session: RankingSession) -> None:
-        most = max(len(replies) for _, replies in session.items)
+    def __init__(self, session: FeedbackSession) -> None:
+        most = max((len(question.replies) for question in session.questions), default=0)
+        session.widget = WIDGET
         self.session, self._problem = session, ""
-        self.title, self.status, self.notice = _label(), _label(), _label()
+        self.title, self.ask, self.status = (
+            plain_label(name="rlhf-title"),
+            plain_label(name="rlhf-quiet"),
+            plain_label(),
+        )
+        self.notice, self.asks = plain_label(name="rlhf-quiet"), plain_label()
         self.prompt = TextView(description="Prompt")
-        self.texts = [TextView(description=f"Reply {chr(65 + i)}") for i in range(most)]
-        self.place = [self._button("", lambda i=i: self._place(i)) for i in range(most)]
-        self.tie = [self._button("", lambda i=i: session.tie(i)) for i in range(most)]
-        self.undo = self._button("Undo", session.undo, "Take back the last step")
-        self.skip = self._button("Skip", session.skip, "Pass no judgement on this one")
-        self.all_bad = self._button("All bad", session.all_bad, "None of the replies is acceptable")
-        self.previous = self._button("Previous", session.previous)
-        self.next = self._button("Next", session.next)
-        self.again = self._button("Try to save again", session.save, style="warning")
+        self.panels: list[Panel] = [panel(self._do, most) for panel in PANELS]
+        self.undo = button("Undo", lambda: self._do("undo"), "Take back the last step")
+        self.skip = button("Skip", lambda: self._do("skip"), "Pass no judgement on this one")
+        self.all_bad = button("All bad", lambda: self._do("all_bad"), "None of the replies is acceptable")
+        self.previous = button("Previous", lambda: self._do("previous"))
+        self.next = button("Next", lambda: self._do("next"))
+        self.again = button("Try to save again", lambda: self._do("save"), style="warning")
+        self.yes = button("Take it back", lambda: self._do("undo", True), style="warning")
+        self.no = button("Leave it", lambda: self._do("go", session.index))
+        self.sentences = [plain_label(name="rlhf-quiet") for _ in range(MOST_SENTENCES)]
         super().__init__(self._layout())
-        self.add_class("rlhf-ranking")
+        self.add_class("rlhf-plain")
         self.refresh()
 
-    def _button(self, text: str, operation: Callable, tooltip: str = "", style: str = "") -> widgets.Button:
-        button = widgets.Button(description=text, tooltip=tooltip or text, button_style=style)
-        button.on_click(lambda _: self._do(operation))
-        return button
-
     def _layout(self) -> list[widgets.Widget]:
-        for text in (self.prompt, *self.texts):
-            text.layout = widgets.Layout(flex="1 1 auto", width="auto")
-            text.style.description_width = "60px"
-        self.rows = []
-        for text, place, tie in zip(self.texts, self.place, self.tie, strict=True):
-            place.layout.width = tie.layout.width = "110px"
-            buttons = widgets.HBox([place, tie], layout=widgets.Layout(flex="0 0 auto"))
-            self.rows.append(widgets.HBox([text, buttons], layout=widgets.Layout(align_items="center")))
-            self.rows[-1].add_class("rlhf-row")
-        how = widgets.Label("Click the replies in order, the best first. Click a rank again to take it back.")
-        acts = widgets.HBox([self.undo, self.skip, self.all_bad, self.previous, self.next])
-        self.title.add_class("rlhf-title")
-        how.add_class("rlhf-quiet")
-        self.notice.add_class("rlhf-quiet")
-        last = widgets.HBox([self.status, self.again])
-        acts.add_class("rlhf-acts")
+        self._question = row(self.asks, self.yes, self.no)
+        last = row(self.status, self.again)
         last.add_class("rlhf-last")
-        return [widgets.HTML(STYLE), self.title, self.prompt, how, *self.rows, acts, last, self.notice]
+        acts = row(self.undo, self.skip, self.all_bad, self.previous, self.next)
+        for made in acts.children:
+            made.layout.width = "96px"
+        above = [widgets.HTML(STYLE), self.title, self.prompt, self.ask, *self.panels]
+        return [*above, acts, self._question, last, self.notice, *self.sentences]
 
-    def _place(self, position: int) -> None:
-        placed = self.session.ranks[position] is not None
-        (self.session.remove if placed else self.session.place)(position)
+    @property
+    def panel(self) -> Any:
+        """The part of the view that answers the question on the screen."""
+        form = self.session.question.form
+        return next(panel for panel in self.panels if form in panel.forms)
 
-    def _do(self, operation: Callable[[], None]) -> None:
-        self._problem = ""
+    def _do(self, operation: str, *arguments: Any) -> None:
+        """Let the session do something, and show how it is afterwards; a refusal becomes the line below."""
+        self._problem, asked = "", operation == "undo" and not arguments and bool(self.session.undo_asks)
         self.status.value = "Working"  # where the reader interrupts, what stood here before may be wrong
         try:
-            operation()
+            if operation == "complain":
+                raise ValueError(arguments[0])
+            getattr(self.session, operation)(*arguments)
         except NotSaved:
             pass  # the session keeps the judgement and the reason
         except (ValueError, OSError) as error:
             self._problem = str(error)
         finally:
-            self.refresh()
+            if operation != "draft" or self._problem:
+                self.refresh(asked)
+            else:
+                self._show_status(view_state(self.session))
 
-    def refresh(self) -> None:
-        """Show the session as it is now; call it after changing the session by other means."""
-        session = self.session
-        progress, ranks = session.progress, session.ranks
-        self.title.value = f"{session.index + 1} of {progress.total}   ·   {progress.judged} judged"
-        several = len(session.prompt) > 1
-        turns = [f"{m.role.capitalize()}: {m.content}" if several else m.content for m in session.prompt]
+    def refresh(self, asked: bool = False) -> None:
+        """Show the session as it is now; call it after changing the session by other means.
+
+        Args:
+            asked: whether undo was clicked and waits for a yes.
+        """
+        state = view_state(self.session)
+        left = "" if state["seconds_left"] is None else f"   ·   about {_minutes(state['seconds_left'])} left"
+        judged = f"{state['judged']} of {state['goal']} judged"
+        skipped = f", {state['skipped']} skipped" if state["skipped"] else ""
+        self.title.value = f"Question {state['index'] + 1} of {state['total']}   ·   {judged}{skipped}{left}"
+        several = len(state["prompt"]) > 1
+        turns = [f"{m['role'].capitalize()}: {m['text']}" if several else m["text"] for m in state["prompt"]]
         self.prompt.show("\n\n".join(turns))
-        for i, row in enumerate(self.rows):
-            row.layout.display = None if i < len(ranks) else "none"
-        for i, (text, rank) in enumerate(zip(session.replies, ranks, strict=True)):
-            self.texts[i].show(text)
-            self._show_rank(i, rank, max((r for r in ranks if r), default=0))
-        self.undo.disabled = not session.can_undo
-        self.previous.disabled, self.next.disabled = session.index == 0, session.index + 1 == progress.total
-        self.notice.value = session.notice
-        self.notice.layout.display = None if session.notice else "none"
-        self.status.value = self._problem if self._problem and not session.error else self._state()
-        self.again.layout.display = None if session.error else "none"
+        self.ask.value = state["ask"]
+        for panel in self.panels:
+            shown_if(panel, panel is self.panel)
+        self.panel.show(state)
+        self.undo.disabled = not state["can_undo"]
+        self.previous.disabled, self.next.disabled = state["index"] == 0, state["index"] + 1 == state["total"]
+        shown_if(self.all_bad, state["form"] == "rank")
+        self.asks.value = state["undo_asks"] if asked else ""
+        shown_if(self._question, bool(self.asks.value))
+        self._show_status(state)
 
-    def _show_rank(self, i: int, rank: int | None, last: int) -> None:
-        name, place, tie = self.texts[i].description, self.place[i], self.tie[i]
-        place.description = f"Rank {last + 1}" if rank is None else f"✓ Rank {rank}"
-        place.tooltip = f"{name}: give it rank {last + 1}" if rank is None else f"{name}: take its rank back"
-        place.button_style = "" if rank is None else "success"
-        tie.description, tie.tooltip = f"Also rank {last}", f"{name}: as good as the one before"
-        tie.layout.visibility = "visible" if rank is None and last else "hidden"
-
-    def _state(self) -> str:
-        session, ranks = self.session, self.session.ranks
-        if session.error:
-            return f"NOT SAVED, kept in memory: {session.error}"
-        if session.status == "open":
-            placed = sum(rank is not None for rank in ranks)
-            return f"{placed} of {len(ranks)} replies ranked; saved when all are" if placed else "Not judged"
-        what = {"done": "ranked", "skipped": "skipped", "all_bad": "all bad"}[session.status]
-        return f"Saved: {what}" if session.saved else f"NOT SAVED, kept in memory: {what}. The session has no log file"
+    def _show_status(self, state: dict[str, Any]) -> None:
+        refused = self._problem and not (state["error"] and state["unsaved"])
+        self.status.value = self._problem if refused else _state_line(state)
+        shown_if(self.again, bool(state["error"]))
+        for label, text in ((self.notice, state["notice"]), *zip(self.sentences, _padded(state), strict=True)):
+            label.value = text
+            shown_if(label, bool(text))
 
     def __repr__(self) -> str:
-        return f"RankingView({len(self.session.items)} items)"
+        return f"PlainView({len(self.session.questions)} questions)"
+
+
+def _padded(state: dict[str, Any]) -> list[str]:
+    told = state["afterwards"][:MOST_SENTENCES]
+    return told + [""] * (MOST_SENTENCES - len(told))
+
+
+def _minutes(seconds: float) -> str:
+    return "1 minute" if seconds < 90 else f"{round(seconds / 60)} minutes"
+
+
+def _state_line(state: dict[str, Any]) -> str:
+    """Whether the question is answered, and whether that is on the disk."""
+    if state["error"]:
+        return f"NOT SAVED, kept in memory: {state['error']}" if state["unsaved"] else state["error"]
+    if state["status"] == "open":
+        ranks = [reply["rank"] for reply in state["replies"]]
+        placed = sum(rank is not None for rank in ranks)
+        half = f"{placed} of {len(ranks)} replies ranked; saved when all are" if placed else "Not handed in yet"
+        return half if state["unsent"] else "Not judged"
+    done = STATUS[state["status"]]
+    if not state["where"]:
+        return f"NOT SAVED, kept in memory: {done}. The session has no store"
+    changed = ". What you changed is not handed in" if state["unsent"] else ""
+    return f"Saved: {done}, in {state['where']}{changed}"

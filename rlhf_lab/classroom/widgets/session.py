@@ -1,236 +1,247 @@
-"""Ranking replies by hand: what is shown, what was judged, and what is safely on the disk.
+"""Judging replies by hand: what is shown, and what the reader does.
 
-Pure Python, no widgets: a view calls these operations and shows these properties. A judgement is appended to
-an event log and flushed to the disk before it is called saved, so a kill at any moment loses nothing that
-was. What is taken back is not erased: a later line withdraws it.
-
-Whether something is saved is not remembered but seen: the judgements of the session are compared with what stands in
-the log. All that an operation changes is changed in one assignment. So the reader may interrupt at any point, and the
-next operation goes on from there. Chapters 00 and 08.
+Pure Python, no widgets: a view calls these operations and shows these properties. A judgement is an event in a store,
+and is called saved when the store has it on the disk. What cannot be saved is kept in memory and is offered again.
+All that an operation changes is changed in one assignment, so the reader may interrupt at any point. Chapters 00, 08.
 """
 
-import os
-import random
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from rlhf_lab.feedback.events import Event, EventLog, NotSaved, Withdrawal, event_line, read_events
-from rlhf_lab.feedback.lines import FeedbackError
-from rlhf_lab.records import (
-    Conversation,
-    Ranking,
-    as_conversation,
-)
+from rlhf_lab.classroom.widgets.judgements import Step, status_of
+from rlhf_lab.classroom.widgets.ordering import letter
+from rlhf_lab.classroom.widgets.saving import TYPED, Saving, StoreLike
+from rlhf_lab.feedback.events import new_event, read_records, standing
+from rlhf_lab.feedback.lines import FeedbackError, short
+from rlhf_lab.feedback.questions import Answer, Question, asked, refuse_too_long
+from rlhf_lab.records import Conversation, Event, Ranking, Record
 
-Item = tuple[Conversation, tuple[str, ...]]
+ENOUGH, RECENT = 3, 10  # durations that an estimate of the time left rests on: at least, and at most
+OUTCOMES = {1: "left is better", 0: "a tie", -1: "right is better"}
 Tiers = tuple[tuple[int, ...], ...]
-BROKEN_OFF = "saving was broken off. Save again"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A judgement of item `index`; None where it is of another rater or of an item that is not in this session."""
-
-    index: int | None
-    ranking: Ranking
-
-
-@dataclass(frozen=True)
-class Step:
-    """What `undo` goes back to: item `index` with the tiers and the judgement it had before."""
-
-    index: int
-    tiers: Tiers
-    judgement: Ranking | None
-
-
-@dataclass(frozen=True)
-class Work:
-    """All that the operations change, except which item is on the screen.
-
-    Attributes:
-        tiers: for each item the ranks given so far.
-        entries: the judgements in the order in which they were made.
-        history: the steps that can be taken back.
-    """
-
-    tiers: tuple[Tiers, ...]
-    entries: tuple[Entry, ...] = ()
-    history: tuple[Step, ...] = ()
-
-    def changed(self, step: Step, history: tuple[Step, ...]) -> "Work":
-        """With the tiers and the judgement of `step` in place of those that its item has."""
-        tiers = (*self.tiers[: step.index], step.tiers, *self.tiers[step.index + 1 :])
-        others = tuple(entry for entry in self.entries if entry.index != step.index)
-        new = () if step.judgement is None else (Entry(step.index, step.judgement),)
-        return Work(tiers, others + new, history)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the reader is: `judged` of `total` items; `unsaved` judgements are not on the disk."""
+    """How far the reader is.
+
+    Attributes:
+        judged, skipped: questions; what is skipped is not judged.
+        total: all questions.
+        goal: how many are to be judged.
+        unsaved: events that are not on the disk.
+        seconds_left: to the goal, at the pace of the last judgements; None where too few were timed.
+    """
 
     judged: int
+    skipped: int
     total: int
+    goal: int
     unsaved: int
+    seconds_left: float | None
+
+    @property
+    def finished(self) -> bool:
+        """True when the goal is reached or no question is open."""
+        return self.judged >= self.goal or self.judged + self.skipped == self.total
 
 
-class RankingSession:
-    """A reader ranks the replies to one prompt after the other.
+class FeedbackSession(Saving):
+    """A reader answers one question after the other: ranks, rates, edits, marks, comments, compares.
 
-    Replies are addressed by their position on the screen, from 0; each item shows them in its own shuffled
-    order. The judgement of an item is saved as soon as every reply has its place, or at `skip` and `all_bad`.
-    It can be changed at any time; one line of the log then holds the new one, and that the old one was withdrawn.
+    Replies are addressed by their position on the screen, from 0; each question shows them in a shuffled order of its
+    own. An answer is saved as soon as it is whole, and at `skip` and `all_bad`. It can be changed at any time: one
+    event then replaces the one before. What is half done and the place are kept beside the log, for the next time.
 
     Args:
-        items: pairs (prompt, replies), with at least two replies each.
-        log: file for the judgements; what is in it already is resumed. None keeps them in memory.
-        seed: of the shuffled order.
+        questions: each a question of `rlhf_lab.feedback.questions`, or a pair (prompt, replies) to rank. Those whose
+            replies are nearly the same are asked last.
+        store: where the judgements go: a `Store`, the path of one, or True for the reader's own. None keeps them in
+            memory. What is in it of this study and rater is resumed; the rest is left alone.
+        study: the name under which the session is resumed.
         rater: who judges.
-        recorded: rankings of others, for example simulated ones, that `rankings` returns before the reader's.
+        seed: of the shuffled orders.
+        recorded: records of others, for example simulated ones, that `records` returns before the reader's.
+        goal: how many questions are to be judged; all if None.
+        auto_advance: go to the next open question as soon as one is answered.
+        markdown: show prompts and replies with their Markdown.
 
     Raises:
-        ValueError: no items, an item that is not a prompt with replies, or a rater that is no text.
-        FeedbackError: the log cannot be read.
+        ValueError: no questions, something that is no question, or a name that is none.
 
     Example:
-        >>> session = RankingSession([("Where is the zoo?", ["In Mill Street.", "Go away."])])
+        >>> session = FeedbackSession([("Where is the zoo?", ["In Mill Street.", "Go away."])])
         >>> session.place(0)
         >>> session.place(1)
         >>> [session.ranks, session.status, session.progress.judged]
         [[1, 2], 'done', 1]
+
+    Chapters 00, 08.
     """
 
     def __init__(
         self,
-        items: Sequence[tuple[str | Sequence, Sequence[str]]],
-        log: str | Path | None = None,
+        questions: Sequence[Question | tuple],
+        store: StoreLike = None,
         *,
-        seed: int = 0,
+        study: str = "",
         rater: str = "you",
-        recorded: Sequence[Ranking] = (),
+        seed: int = 0,
+        recorded: Sequence[Record] = (),
+        goal: int | None = None,
+        auto_advance: bool = False,
+        markdown: bool = False,
     ) -> None:
-        if not isinstance(rater, str):
-            raise ValueError(f"rater is {rater!r:.60}; expected a text. Give a name, for example 'you'")
-        self.items = [_item(number, item, rater) for number, item in enumerate(items, start=1)]
-        if not self.items:
-            raise ValueError("items is empty; expected pairs (prompt, replies). Give at least one")
-        self.rater, self.recorded = rater, tuple(recorded)
-        self.log = None if log is None else EventLog(log)
-        sizes = [len(replies) for _, replies in self.items]
-        self._shown = [tuple(random.Random(f"{seed}/{i}").sample(range(k), k)) for i, k in enumerate(sizes)]
-        self._work = Work(((),) * len(sizes))
-        self._reason = ""
-        self.index = 0
-        if self.log is not None:
-            self._resume(self.log.standing)
+        if goal is not None and (isinstance(goal, bool) or not isinstance(goal, int) or goal < 1):
+            raise ValueError(f"goal is {short(goal)}; expected how many questions to judge, at least 1, or None")
+        super().__init__(questions, store, study, rater, seed)
+        self.recorded, self.goal = tuple(recorded), min(goal or len(self.questions), len(self.questions))
+        self.auto_advance, self.markdown = auto_advance, markdown
 
     @classmethod
     def from_recorded(
-        cls, recorded: str | Path, log: str | Path | None = None, *, seed: int = 0, rater: str = "you"
-    ) -> "RankingSession":
-        """Start from the rankings in an event log, so that there is something to learn from before any click.
+        cls,
+        path: str | Path,
+        store: StoreLike = True,
+        *,
+        study: str | None = None,
+        forms: Sequence[str] = ("rank",),
+        **options: Any,
+    ) -> "FeedbackSession":
+        """Start from the judgements in an event log, so that there is something to learn from before any click.
 
-        Its prompts and replies are shown again, unjudged. The recorded file is only read: what the reader
-        judges goes to `log`, by default "runs/<name of the recorded file>.yours.jsonl" in the working folder,
-        which is made at the first judgement. The other arguments are those of the class.
+        What was asked there is asked again, unjudged. The recorded file is only read.
+
+        Args:
+            path: of the event log.
+            store: where the reader's own judgements go; by default to his own store.
+            study: by default the name of the file without its endings.
+            forms: which questions to ask again.
+            options: the other arguments of the class.
 
         Raises:
-            FeedbackError: the recorded file cannot be read or holds no ranking.
-            ValueError: `log` is the recorded file.
+            FeedbackError: the file cannot be read or holds no judgement of these forms.
         """
-        recorded = Path(recorded)
-        rankings = [event for event in read_events(recorded) if isinstance(event, Ranking)]
-        if not rankings:
-            raise FeedbackError(recorded, ": holds no ranking. Give the log of a ranking session")
-        log = Path("runs") / f"{recorded.name.split('.')[0]}.yours.jsonl" if log is None else Path(log)
-        if os.path.exists(log) and os.path.samefile(log, recorded):
-            raise ValueError(f"log is the recorded file {log}; expected another file for your judgements")
-        items = dict.fromkeys((ranking.prompt, ranking.replies) for ranking in rankings)
-        return cls(list(items), log, seed=seed, rater=rater, recorded=rankings)
-
-    def _resume(self, standing: Mapping[int, Event]) -> None:
-        """Take over the judgements in the log; undo takes them back from the last on.
-
-        Where an item has several, the last counts; of items that are equal, each has its own.
-        """
-        rankings = [event for event in standing.values() if isinstance(event, Ranking)]
-        places, own = defaultdict(list), defaultdict(list)
-        for place, item in enumerate(self.items):
-            places[item].append(place)
-        for ranking in rankings:
-            if ranking.rater == self.rater:
-                own[ranking.prompt, ranking.replies].append(ranking)
-        pairs = [pair for item in places for pair in zip(places[item], own[item][-len(places[item]) :], strict=False)]
-        index = {id(ranking): place for place, ranking in pairs}
-        entries = tuple(Entry(index.get(id(ranking)), ranking) for ranking in rankings)
-        tiers = list(self._work.tiers)
-        for place, ranking in pairs:
-            tiers[place], self._shown[place] = ranking.tiers, ranking.shown
-        history = tuple(Step(entry.index, (), None) for entry in entries if entry.index is not None)
-        self._work = Work(tuple(tiers), entries, history)
-        self.index = min(set(range(len(self.items))) - {entry.index for entry in entries}, default=0)
+        path = Path(path)
+        recorded = read_records(path)
+        found = [question for record in recorded if (question := asked(record)) and question.form in forms]
+        if not found:
+            kind = "ranking" if tuple(forms) == ("rank",) else f"judgement of the forms {', '.join(forms)}"
+            raise FeedbackError(path, f": holds no {kind}. Give the log of a session that has some")
+        study = path.name.split(".")[0] if study is None else study
+        return cls(list(dict.fromkeys(found)), store, study=study, recorded=recorded, **options)
 
     # ---- what a view shows ---------------------------------------------------------------------------------
 
     @property
     def prompt(self) -> Conversation:
-        """The conversation of the current item."""
-        return self.items[self.index][0]
+        """The conversation of the question on the screen."""
+        return self.question.prompt
+
+    @property
+    def shown(self) -> tuple[int, ...]:
+        """For each position on the screen, which of the question's replies, or of left and right, stands there."""
+        return self._work.shown[self.index]
 
     @property
     def replies(self) -> list[str]:
-        """The replies of the current item in the order on the screen."""
-        return [self.items[self.index][1][i] for i in self._shown[self.index]]
+        """The replies in the order on the screen; none for segments."""
+        return [self.question.replies[i] for i in self.shown] if self.question.replies else []
+
+    @property
+    def answer(self) -> Answer:
+        """What was answered, finished or not, as on the screen: tiers of positions, 1 where the left one is better."""
+        answer = self._work.drafts[self.index]
+        if self.question.form == "rank":
+            return tuple(tuple(sorted(self.shown.index(i) for i in tier)) for tier in answer)
+        return self._turned(answer)
 
     @property
     def ranks(self) -> list[int | None]:
         """For each reply on the screen its rank: 1 is best, equal ranks are ties, None has no place yet."""
-        rank = {reply: r for r, tier in enumerate(self._work.tiers[self.index], start=1) for reply in tier}
-        return [rank.get(reply) for reply in self._shown[self.index]]
+        tiers = self.answer if self.question.form == "rank" else ()
+        rank = {position: r for r, tier in enumerate(tiers, start=1) for position in tier}
+        return [rank.get(position) for position in range(len(self.replies))]
 
     @property
     def status(self) -> str:
-        """Of the current item: "open", "done", "skipped" or "all_bad"."""
-        ranking = self._judgement()
-        return ranking.status if ranking else "open"
+        """Of the question on the screen: "open", "done", "skipped" or "all_bad"."""
+        return self.status_at(self.index)
+
+    def status_at(self, index: int) -> str:
+        """The status of any question."""
+        return status_of(self._work.top(index))
+
+    @property
+    def judgement(self) -> Record | None:
+        """The record of the question on the screen; None while it is open."""
+        top = self._work.top(self.index)
+        return top.record if top else None
+
+    @property
+    def unsent(self) -> bool:
+        """True where the answer on the screen is not handed in: half a ranking, or a text that is being typed."""
+        return self.index in self._work.unsent
 
     @property
     def progress(self) -> Progress:
         """Of the whole session."""
-        judged = sum(entry.index is not None for entry in self._work.entries)
-        return Progress(judged, len(self.items), len(self._differences()[0]))
+        work, total = self._work, len(self.questions)
+        seen = [status_of(work.top(i)) for i, stack in enumerate(work.stacks) if stack]
+        skipped = seen.count("skipped")
+        judged = len(seen) - skipped
+        times = [e.duration for e in work.log if e.duration and not e.target and status_of(e) != "skipped"]
+        left = min(max(self.goal - judged, 0), total - judged - skipped)
+        pace = statistics.median(times[-RECENT:]) if len(times) >= ENOUGH else None
+        return Progress(judged, skipped, total, self.goal, len(work.pending), None if pace is None else pace * left)
 
     @property
-    def saved(self) -> bool:
-        """True when the disk holds all that was judged and taken back."""
-        return not any(self._differences()) and not (self.log and self.log.unsettled)
+    def finished(self) -> bool:
+        """True when the goal is reached or no question is open."""
+        return self.progress.finished
 
     @property
-    def error(self) -> str:
-        """Why the log does not hold what was judged, and what to do; empty when it does, or when there is none."""
-        return "" if self.log is None or self.saved else self._reason or BROKEN_OFF
-
-    @property
-    def notice(self) -> str:
-        """What the reader should know of the log: that its last line was incomplete, and where that is kept."""
-        if self.log is None or not (self.log.torn or self.log.kept):
-            return ""
-        where = f"is kept in {self.log.kept}" if self.log.kept else "will be kept in a file beside it"
-        return f"The last line of {self.log.path.name} was incomplete, as after a crash: it does not count, and {where}"
+    def says(self) -> str:
+        """What happened last, in a sentence."""
+        work = self._work
+        if not work.judged:
+            return work.says
+        if self.store is None:
+            return f"{work.says} Kept in memory only."
+        return f"{work.says} {'Saved' if self.saved else 'NOT saved'} in {self.store.path.name}."
 
     @property
     def can_undo(self) -> bool:
         """True when there is a step to take back."""
-        return bool(self._work.history)
+        return bool(self._work.steps)
+
+    @property
+    def undo_asks(self) -> str:
+        """What to ask before `undo` reaches into another question or an earlier session; "" where it does not."""
+        if not self._work.steps:
+            return ""
+        step = self._work.steps[-1]
+        if step.earlier:
+            where = f"of question {step.index + 1}, from an earlier session or another window"
+            return f"Undo takes back {step.what} {where}. Take it back?"
+        return "" if step.index == self.index else f"Undo takes back {step.what} of question {step.index + 1}. Do it?"
+
+    def events(self) -> list[Event]:
+        """This reader's own standing events of the study, in the order in which they were judged, saved or not."""
+        return standing(self._work.log)
+
+    def records(self) -> list[Record]:
+        """What was recorded, then this reader's own."""
+        return [*self.recorded, *(event.record for event in self.events() if event.record is not None)]
 
     def rankings(self) -> list[Ranking]:
-        """The recorded rankings, then this log's in the order in which they were judged, saved or not."""
-        return [*self.recorded, *(entry.ranking for entry in self._work.entries)]
+        """The rankings among `records`."""
+        return [record for record in self.records() if isinstance(record, Ranking)]
 
-    # ---- what the reader does ------------------------------------------------------------------------------
+    # ---- what the reader does: ranking ---------------------------------------------------------------------
 
     def place(self, position: int) -> None:
         """Give the reply the next rank, after all that have one."""
@@ -241,120 +252,179 @@ class RankingSession:
         tiers = self._without(position)
         if not tiers:
             raise ValueError("tie: no other reply has a rank yet; place one first")
-        self._set((*tiers[:-1], (*tiers[-1], self._reply(position))))
+        self._put(position, (*tiers[:-1], (*tiers[-1], self.shown[position])))
 
     def move(self, position: int, rank: int) -> None:
         """Put the reply at `rank` (0 is best) among the others' ranks; those from there on go one down."""
         tiers = self._without(position)
-        if not 0 <= rank <= len(tiers):
-            raise ValueError(f"rank is {rank}; expected 0 to {len(tiers)}")
-        self._set((*tiers[:rank], (self._reply(position),), *tiers[rank:]))
+        if isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank <= len(tiers):
+            raise ValueError(f"rank is {short(rank)}; expected 0 to {len(tiers)}")
+        self._put(position, (*tiers[:rank], (self.shown[position],), *tiers[rank:]))
 
     def remove(self, position: int) -> None:
         """Take the reply's rank away."""
-        self._set(self._without(position))
+        self._set(self._without(position), f"Reply {letter(position)}, no rank")
 
     def rank(self, tiers: Sequence[Sequence[int]]) -> None:
         """Rank all at once: positions on the screen, best tier first, each position once."""
-        everyone = list(range(len(self.replies)))
-        if sorted(position for tier in tiers for position in tier) != everyone or not all(tiers):
-            raise ValueError(f"tiers is {tiers}; expected each position of {everyone} once, no empty tier")
-        self._set(tuple(tuple(self._reply(position) for position in tier) for tier in tiers))
-
-    def skip(self) -> None:
-        """Pass no judgement on this item."""
-        self._set((), "skipped")
+        checked = self._checked("rank", tiers)
+        if sum(map(len, checked)) < self.question.places:
+            raise ValueError(f"tiers is {short(tiers)}; expected each position of 0 to {self.question.places - 1} once")
+        self._set(tuple(tuple(self.shown[position] for position in tier) for tier in checked), "the ranking")
 
     def all_bad(self) -> None:
         """Judge that none of the replies is acceptable."""
-        self._set((), "all_bad")
+        self._set((), "all bad", self.question.all_bad(self.rater))
 
-    def undo(self) -> None:
-        """Take back the last step, on whichever item it was; without one, nothing happens."""
-        if self._work.history:
-            *history, step = self._work.history
-            self.index = step.index
-            self._work = self._work.changed(step, tuple(history))
+    # ---- what the reader does: the other forms -------------------------------------------------------------
+
+    def rate(self, score: int) -> None:
+        """Give the reply a score of the scale."""
+        score = self._checked("rate", score)
+        self._set(score, f"score {score}")
+
+    def edit(self, text: str) -> None:
+        """Hand in the reply as it should have been."""
+        self._set(self._checked("edit", text), "the edit")
+
+    def mark(self, spans: Sequence[Sequence[int]]) -> None:
+        """Hand in the wrong words as (start, end) in characters of the reply; none says that nothing is wrong."""
+        spans = self._checked("mark", spans)
+        self._set(spans, f"{len(spans)} mark{'' if len(spans) == 1 else 's'}" if spans else "nothing marked")
+
+    def comment(self, text: str) -> None:
+        """Hand in a comment."""
+        self._set(self._checked("comment", text), "the comment")
+
+    def compare(self, outcome: int) -> None:
+        """Say which is better, as on the screen: 1 the left one, -1 the right one, 0 a tie."""
+        outcome = self._checked("segments" if self.question.form == "segments" else "compare", outcome)
+        self._set(self._turned(outcome), OUTCOMES[outcome])
+
+    def skip(self) -> None:
+        """Pass no judgement on this question."""
+        self._set(self.question.nothing, "skipped", self.question.skipped(self.rater))
+
+    def draft(self, answer: Answer) -> None:
+        """Keep what is typed or marked so far without handing it in; None forgets it."""
+        question, top = self.question, self._work.top(self.index)
+        if question.form not in (*TYPED, "mark"):
+            raise ValueError(f"draft: question {self.index + 1} takes no text and no marks; expected {question.form}")
+        if question.form in TYPED and not isinstance(answer, str | None):
+            raise ValueError(f"text is {short(answer)}; expected text")
+        answer = answer if question.form in TYPED else question.check(answer)
+        if isinstance(answer, str):
+            refuse_too_long(question, answer)
+        handed_in = question.nothing if top is None else question.answer(top.record)
+        unchanged = question.replies[0] if question.form == "edit" and handed_in is None else handed_in
+        new = handed_in if answer in (None, unchanged) else answer
+        self._work = self._work.with_answer(self.index, new, new != handed_in)
+        self._remember()
+
+    # ---- to and fro ----------------------------------------------------------------------------------------
+
+    def undo(self, confirmed: bool = False) -> None:
+        """Take back the last step. Where `undo_asks` has a question, nothing happens until it is confirmed."""
+        if self.undo_asks and not confirmed:
+            self._work = replace(self._work, says=self.undo_asks, judged=False)
+        elif self._work.steps:
+            self._work = self._work.undone(self.questions[self._work.steps[-1].index])
             self.save()
+            self._remember()
 
     def next(self) -> None:
-        """Go to the next item; at the last one, stay."""
-        self.index = min(self.index + 1, len(self.items) - 1)
+        """Go to the next question; at the last one, stay."""
+        self.go(min(self.index + 1, len(self.questions) - 1))
 
     def previous(self) -> None:
-        """Go to the item before; at the first one, stay."""
-        self.index = max(self.index - 1, 0)
+        """Go to the question before; at the first one, stay."""
+        self.go(max(self.index - 1, 0))
 
-    def save(self) -> None:
-        """Write what is not on the disk yet. Every operation does this; call it to try again.
+    def go(self, index: int) -> None:
+        """Go to a question, counted from 0. What another window judged meanwhile appears."""
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(self.questions):
+            raise ValueError(f"index is {short(index)}; expected 0 to {len(self.questions) - 1}")
+        self._refresh_if_grown()
+        status = self.status_at(index).replace("_", " ")
+        says = f"Question {index + 1} of {len(self.questions)}, {status}."
+        self._work = replace(self._work, index=index, says=says, judged=False)
+        self._remember()
 
-        Raises:
-            NotSaved: the judgements are kept in memory; the message says why and what to do.
-        """
-        self._reason = ""
-        try:
-            while self.log is not None and not self.saved:
-                new, old = self._differences()
-                if new:
-                    item = (new[0].prompt, new[0].replies)
-                    same = (line for line, ranking in old.items() if (ranking.prompt, ranking.replies) == item)
-                    self.log.append(new[0], replaces=next(same, None))
-                elif old:
-                    self.log.append(Withdrawal(next(iter(old))))
-                else:
-                    self.log.settle()
-        except NotSaved as error:
-            self._reason = str(error)
-            raise
+    # ---- one step ------------------------------------------------------------------------------------------
 
-    def _differences(self) -> tuple[list[Ranking], dict[int, Ranking]]:
-        """The judgements that are not on the disk, and {line: ranking} of what stands there and was taken back.
+    def _need(self, form: str) -> None:
+        if self.question.form != form:
+            problem = f"question {self.index + 1} is of another form"
+            raise ValueError(f"{form}: {problem}; expected an answer to {self.question.form}")
 
-        Objects are compared, not contents, because two items may be equal.
-        """
-        standing = {} if self.log is None else self.log.standing
-        rankings = {line: event for line, event in standing.items() if isinstance(event, Ranking)}
-        there = {id(ranking) for ranking in rankings.values()}
-        wanted = {id(entry.ranking) for entry in self._work.entries}
-        new = [entry.ranking for entry in self._work.entries if id(entry.ranking) not in there]
-        return new, {line: ranking for line, ranking in rankings.items() if id(ranking) not in wanted}
+    def _checked(self, form: str, answer: Answer) -> Answer:
+        self._need(form)
+        if answer is None:
+            raise ValueError(f"{form}: got None; expected an answer. Skip the question to pass no judgement")
+        return self.question.check(answer)
 
-    def _judgement(self) -> Ranking | None:
-        """The judgement of the current item."""
-        return next((entry.ranking for entry in self._work.entries if entry.index == self.index), None)
-
-    def _reply(self, position: int) -> int:
-        if not 0 <= position < len(self._shown[self.index]):
-            raise ValueError(f"position is {position}; expected 0 to {len(self._shown[self.index]) - 1}")
-        return self._shown[self.index][position]
+    def _turned(self, outcome: Answer) -> Answer:
+        """An outcome of two as on the screen, or back again; other answers as they are."""
+        turned = self.question.form in ("compare", "segments") and self.shown[0] == 1
+        return -outcome if turned and outcome is not None else outcome
 
     def _without(self, position: int) -> Tiers:
-        reply = self._reply(position)
-        left = (tuple(other for other in tier if other != reply) for tier in self._work.tiers[self.index])
+        self._need("rank")
+        if isinstance(position, bool) or not isinstance(position, int) or not 0 <= position < len(self.shown):
+            raise ValueError(f"position is {short(position)}; expected 0 to {len(self.shown) - 1}")
+        reply = self.shown[position]
+        left = (tuple(other for other in tier if other != reply) for tier in self._work.drafts[self.index])
         return tuple(tier for tier in left if tier)
 
-    def _set(self, tiers: Tiers, status: str = "done") -> None:
-        (prompt, replies), shown = self.items[self.index], self._shown[self.index]
-        tiers = tuple(tuple(sorted(tier)) for tier in tiers)
-        ranking = None
-        if status != "done" or sum(map(len, tiers)) == len(replies):
-            ranking = Ranking(prompt, replies, tiers, shown, status, self.rater)
-        before = Step(self.index, self._work.tiers[self.index], self._judgement())
-        after = Step(self.index, tiers, ranking)
-        if before != after:
-            self._work = self._work.changed(after, (*self._work.history, before))
+    def _put(self, position: int, tiers: Tiers) -> None:
+        reply = self.shown[position]
+        rank, tier = next((r, tier) for r, tier in enumerate(tiers, start=1) if reply in tier)
+        self._set(tiers, f"Reply {letter(position)}, rank {rank}{'' if len(tier) == 1 else ', tied'}")
+
+    def _set(self, answer: Answer, what: str, record: Record | None = None) -> None:
+        """Another answer to the question on the screen; where it is whole, or `record` is given, it is a judgement."""
+        work, index, question = self._work, self.index, self.question
+        answer = question.check(answer)
+        if isinstance(answer, str):
+            refuse_too_long(question, answer)
+        record = question.record(answer, self.rater) if record is None else record
+        top = work.top(index)
+        old = top.record if top else None
+        if (answer, record) == (work.drafts[index], old):
+            return self.save()
+        added = () if record in (None, old) else (self._event(record, top),)
+        gone = work.stacks[index] if record is None else ()
+        step = Step(index, work.drafts[index], work.standing(index), added, what)
+        after = work.with_answer(index, answer, record is None and answer != question.nothing)
+        to = self._next_open() if self.auto_advance and added and top is None else index
+        whole = " All have a rank." if added and question.form == "rank" and answer else ""
+        self._work = replace(
+            after.with_events(index, added, gone),
+            index=to,
+            steps=(*work.steps, step),
+            says=f"{what[0].upper()}{what[1:]}.{whole}{'' if to == index else f' Now question {to + 1}.'}",
+            judged=bool(added or gone),
+        )
         self.save()
+        if not added or self.names[self.index] != self._place:
+            self._remember()
+        return None
 
+    def _event(self, record: Record, top: Event | None) -> Event:
+        return new_event(
+            record,
+            target=top.id if top else "",
+            duration=self._elapsed(),
+            shown=() if self.question.places == 1 or getattr(record, "replies", True) == () else self.shown,
+            study=self.study,
+            question=self.names[self.index],
+            widget=self.widget,
+        )
 
-def _item(number: int, item: tuple[str | Sequence, Sequence[str]], rater: str) -> Item:
-    try:
-        prompt, replies = item
-        if isinstance(replies, str):
-            raise ValueError("replies is a text; expected several")
-        everyone = tuple(range(len(replies)))
-        # The longest judgement there can be: it must fit in a line of the log.
-        ranked = Ranking(as_conversation(prompt), tuple(replies), tuple((i,) for i in everyone), everyone, rater=rater)
-        event_line(ranked, replaces=10**12)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"item {number}: {error}") from None
-    return ranked.prompt, ranked.replies
+    def _next_open(self) -> int:
+        """The next question that has no judgement; this one where there is none after it."""
+        after = range(self.index + 1, len(self.questions))
+        return next((i for i in after if not self._work.stacks[i]), self.index)
+
+    def __repr__(self) -> str:
+        return f"FeedbackSession({len(self.questions)} questions)"

@@ -1,0 +1,109 @@
+"""Between a widget in the browser and the Python object that it shows: requests one way, states the other.
+
+    browser -> Python   a message {"id", "op", "args"}; `op` is one of the names in `operations`, args a list
+    Python -> browser   the traits `content` (what is long and seldom changes) and `state` (all the rest, with "ack",
+                        the id of the last request)
+
+Nothing else that comes from a browser has an effect. An operation that fails is answered as well: the reason stands in
+state["error"]. The scripts need no build step: those of a widget are joined as text. Chapters 00 and 08.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import anywidget
+import traitlets
+
+FOLDER = Path(__file__).parent
+
+
+def script(*names: str) -> str:
+    """The script of a widget: shared.js, whose functions all of them use, and after it its own files."""
+    return "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in ("shared.js", *names))
+
+
+def style() -> str:
+    """The style sheet that all widgets share."""
+    return (FOLDER / "widgets.css").read_text(encoding="utf-8")
+
+
+class Bridge(anywidget.AnyWidget):
+    """A widget that shows a Python object and lets the reader work on it.
+
+    A subclass gives `_esm`, `_css`, `operations` and `describe`, and `perform` where an operation is no method of
+    `subject`.
+
+    Attributes:
+        subject: what is shown and worked on.
+        operations: names of the methods of `subject` that a browser may call.
+
+    Example:
+        >>> class Counter:
+        ...     value = 0
+        ...     def add(self, number):
+        ...         if number < 0:
+        ...             raise ValueError(f"number is {number}; expected at least 0. Give another")
+        ...         self.value += number
+        >>> class CounterView(Bridge):
+        ...     _esm = "export default {}"
+        ...     operations = ("add",)
+        ...     def describe(self):
+        ...         return {"value": self.subject.value}, {}
+        >>> view = CounterView(Counter())
+        >>> view.receive({"id": "a-1", "op": "add", "args": [2]})
+        >>> view.state
+        {'value': 2, 'error': '', 'ack': 'a-1'}
+        >>> view.receive({"id": "a-2", "op": "add", "args": [-1]})
+        >>> view.state["value"], view.state["error"]
+        (2, 'number is -1; expected at least 0. Give another')
+
+    Chapters 00 and 08.
+    """
+
+    operations: ClassVar[tuple[str, ...]] = ()
+    state = traitlets.Dict().tag(sync=True)
+    content = traitlets.Dict().tag(sync=True)
+
+    def __init__(self, subject: Any, **traits: Any) -> None:
+        self.subject, self._ack, self._problem = subject, "", ""
+        super().__init__(**traits)
+        self.refresh()
+        self.on_msg(lambda _, message, buffers: self.receive(message))
+
+    def describe(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """State and content as JSON values; content is what is long and seldom changes, such as texts to read."""
+        raise NotImplementedError
+
+    def perform(self, op: str, args: list[Any]) -> None:
+        """Carry out one of `operations`. One that takes seconds calls `refresh` first, to say that it was heard."""
+        getattr(self.subject, op)(*args)
+
+    def receive(self, message: Mapping[str, Any]) -> None:
+        """Carry out a request and answer it; "look" asks for the state alone.
+
+        Raises:
+            Exception: what an operation raises beside ValueError and OSError, after the answer.
+        """
+        self._ack, self._problem = str(message.get("id", "")), ""
+        op, args = message.get("op"), message.get("args") or []
+        try:
+            if op in self.operations:
+                self.perform(op, list(args))
+            elif op != "look":
+                self._problem = f"the widget asked for {op!r:.40}, which is none of its operations. Run this cell again"
+        except (ValueError, OSError) as error:
+            self._problem = str(error)
+        finally:  # an interrupt too leaves what stands in Python on the screen
+            self.refresh()
+
+    def refresh(self, **more: Any) -> None:
+        """Show the subject as it is now; call it after changing it by other means. `more` is added to the state."""
+        state, content = self.describe()
+        error = state.get("error") or self._problem
+        with self.hold_sync():  # one message: text and state that belong together arrive together
+            self.content = content
+            self.state = state | more | {"error": error, "ack": self._ack}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
