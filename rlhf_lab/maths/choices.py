@@ -307,7 +307,7 @@ class ChoiceModel:
     def mode(
         self, at: Parameters, along: np.ndarray | None = None, steps: int = 100, tolerance: float = 1e-7
     ) -> tuple[Parameters, System]:
-        """Where the posterior of scores and log nu is highest, by Newton's method with the step halved where it fails.
+        """Where the posterior of scores and log nu is highest, by Newton's method, a step halved where it fails.
 
         Args:
             at: where to start, and the temperatures.
@@ -325,18 +325,24 @@ class ChoiceModel:
             for _ in range(30):
                 new = self._moved(at, share, step, shared)
                 better = self.system(new)
-                if not (fell := self._fell(system, better, at, new)).any():
+                if not (failed := self._failed(system, better, at, new)).any():
                     break
-                share[fell] /= 2
+                share[failed] /= 2
             at, system = new, better
         return at, system
 
-    def _fell(self, before: System, after: System, at: Parameters, new: Parameters) -> np.ndarray:
-        """[groups] whose log posterior became smaller; with log nu they all move together."""
+    def _failed(self, before: System, after: System, at: Parameters, new: Parameters) -> np.ndarray:
+        """[groups] that gained less than a hundredth of what the slope promised; with log nu all move together."""
         old, now = before.values, after.values
+        promised = self.blocks.sums(before.gradient * (new.scores - at.scores))
         if self.free_nu:
-            old, now = (np.full_like(x, x.sum() - (p.log_nu / LOG_NU_STD) ** 2 / 2) for x, p in ((old, at), (now, new)))
-        return now < old - 1e-9 * (1 + np.abs(old))
+            prior = [-((point.log_nu / LOG_NU_STD) ** 2) / 2 for point in (at, new)]
+            along_nu = before.shared_gradient[0] * (new.log_nu - at.log_nu)
+            old, now, promised = (
+                np.full_like(x, x.sum() + more)
+                for x, more in zip((old, now, promised), (*prior, along_nu), strict=True)
+            )
+        return now < old + 0.01 * promised - 1e-9 * (1 + np.abs(old))
 
     def _moved(self, at: Parameters, share: np.ndarray, step: np.ndarray, shared: np.ndarray) -> Parameters:
         log_nu = at.log_nu + (float(share.min() * shared[0]) if self.free_nu else 0.0)

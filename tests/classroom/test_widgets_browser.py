@@ -59,12 +59,17 @@ DOOMED = {  # whose kernel is killed
     "kill": 'view("kill", *(Rank(f"{zoo} {i}", tuple(replies)) for i in range(4)))',
     "text": 'view("text", EditReply(zoo, replies[2]))',
 }
+PLAIN = """
+from rlhf_lab.classroom.widgets.plain import PlainView
+questions = Rank(zoo, tuple(hostile[:2])), Rate(zoo, hostile[0]), EditReply(zoo, replies[2])
+PlainView(FeedbackSession(questions, "feedback.db", study="plain"))
+"""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
-    write_notebook(folder / "judge.ipynb", [SETUP, *CELLS.values(), *DOOMED.values()])
+    write_notebook(folder / "judge.ipynb", [SETUP, *CELLS.values(), PLAIN, *DOOMED.values()])
     return folder
 
 
@@ -129,7 +134,7 @@ class View:
 
 @pytest.fixture
 def see(notebook):
-    return lambda name: View(notebook, 1 + [*CELLS, *DOOMED].index(name))
+    return lambda name: View(notebook, 1 + [*CELLS, "plain", *DOOMED].index(name))
 
 
 @pytest.fixture(scope="module")
@@ -506,6 +511,27 @@ def test_hostile_texts_stay_texts(see, notebook):
     view.says("Saved in feedback.db")
     page.wait_for_timeout(300)
     assert page.evaluate("window.hacked") is None
+
+
+@pytest.mark.browser
+def test_the_plain_view_of_the_same_session(notebook, judged):
+    """Where custom widgets do not load: standard buttons, by mouse and by keys, and texts stay texts."""
+    root = notebook.view(1 + len(CELLS), ".rlhf-plain")
+    shown = [area.input_value() for area in root.locator("textarea:visible").all()]
+    assert HOSTILE[0] in shown
+    for name in ("Rank 1", "Rank 2"):
+        root.get_by_role("button", name=name, exact=True).first.click()
+    wait_for(lambda: len(judged("plain")) == 1)
+    root.get_by_role("button", name="Next", exact=True).focus()
+    notebook.page.keyboard.press("Enter")
+    root.get_by_role("button", name="4", exact=True).click()
+    wait_for(lambda: len(judged("plain")) == 2)
+    ranking, rating = judged("plain")
+    assert (sorted(ranking.replies), rating.score) == (sorted(HOSTILE[:2]), 4)
+    assert notebook.page.evaluate("window.hacked") is None
+    assert root.locator("img, script, iframe").count() == 0
+    if folder := os.environ.get("RLHF_LAB_SCREENSHOTS"):
+        root.screenshot(path=Path(folder) / "plain.png")
 
 
 @pytest.mark.browser

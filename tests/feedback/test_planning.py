@@ -18,7 +18,7 @@ from rlhf_lab.feedback.planning import (
 from rlhf_lab.maths.intervals import Interval
 from rlhf_lab.records import Choice, Ranking
 
-GRID = np.linspace(-14, 14, 5601)  # of the difference of two scores
+GRID = np.linspace(-30, 30, 12001)  # of the difference of two scores
 
 
 def density(wins, losses, std=1.0):
@@ -39,19 +39,21 @@ def judged(wins, losses, ties=0):
 
 
 # -- the next labels --------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("wins", "losses", "labels"), [(0, 1, 1), (4, 0, 10), (5, 3, 20)])
-def test_the_expected_width_is_that_of_all_outcomes(wins, losses, labels):
-    """Enumerated by quadrature. The tolerance is 5 standard errors of the draws: a false alarm in a million."""
-    mass, p = density(wins, losses), 1 / (1 + np.exp(-GRID))
+@pytest.mark.parametrize(
+    ("wins", "losses", "labels", "std"), [(0, 1, 1, 1.0), (4, 0, 10, 1.0), (5, 3, 20, 1.0), (3, 0, 10, 3.0)]
+)
+def test_the_expected_width_is_that_of_all_outcomes(wins, losses, labels, std):
+    """Enumerated by quadrature. The tolerance is 4 standard errors of the draws: a false alarm in 15,000."""
+    mass, p = density(wins, losses, std), 1 / (1 + np.exp(-GRID))
     expected = squares = 0.0
     for k in range(labels + 1):
         chance = (mass * math.comb(labels, k) * p**k * (1 - p) ** (labels - k)).sum()
-        low, high = ends(wins + k, losses + labels - k)
+        low, high = ends(wins + k, losses + labels - k, std=std)
         expected, squares = expected + chance * (high - low), squares + chance * (high - low) ** 2
-    found = next_labels(consensus(judged(wins, losses)), "a", "b", [("a", "b")] * labels, draws=400)
-    error = math.sqrt((squares - expected**2) / 400)
-    assert found.expected_width.mean == pytest.approx(expected, abs=5 * error + 0.01 * expected)
-    low, high = ends(wins, losses)
+    found = next_labels(consensus(judged(wins, losses), prior_std=std), "a", "b", [("a", "b")] * labels, draws=2000)
+    error = math.sqrt((squares - expected**2) / 2000)
+    assert found.expected_width.mean == pytest.approx(expected, abs=4 * error + 0.003 * expected)
+    low, high = ends(wins, losses, std=std)
     assert found.width == pytest.approx(high - low, rel=0.01)
     assert found.narrower_by == found.width - found.expected_width.mean > 0
     assert found.labels == labels

@@ -213,7 +213,10 @@ def test_all_raters_constant_or_single():
 def test_the_ends_of_the_scale_do_not_matter():
     five = [Rating("Hi", str(k), score, 1, 5, rater=r) for r, k, score in itertools.product("ab", range(3), (1, 3, 5))]
     seven = [Rating("Hi", str(k), score, 1, 7, rater=r) for r, k, score in itertools.product("ab", range(3), (1, 4, 7))]
-    assert normalise_ratings(five).values == pytest.approx(normalise_ratings(seven).values)
+    mixed = [*five[:9], *seven[9:]]  # one rater had another scale
+    expected = normalise_ratings(five).values
+    assert normalise_ratings(seven).values == pytest.approx(expected)
+    assert normalise_ratings(mixed).values == pytest.approx(expected)
 
 
 def test_names_that_differ_in_a_trailing_nul_are_two_raters():

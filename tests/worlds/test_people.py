@@ -522,6 +522,7 @@ def test_a_colleague_answers_every_form_and_all_of_it_is_simulated(colleague):
     assert events == again
     assert not {event.id for event in events} & {event.id for event in other}
     assert [type(event.record) for event in events] == KINDS
+    assert (events[6].record.left_source, events[6].record.right_source) == ("a", "b")
     assert {(e.rater, e.simulated, e.study, e.widget) for e in events} == {(colleague.name, True, "08", "")}
     assert len({event.question for event in events}) == len({event.id for event in events}) == len(QUESTIONS)
     clock = 1000.0

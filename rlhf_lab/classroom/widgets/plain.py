@@ -37,7 +37,7 @@ class PlainView(widgets.VBox):
         >>> view = PlainView(FeedbackSession([("Where is the zoo?", ["In Mill Street.", "Go away."])]))
         >>> view.panel.place[1].click()
         >>> [made.description for made in view.panel.place], view
-        (['Rank 2', '✓ Rank 1'], PlainView(1 questions))
+        (['Rank 2', '✓ Rank 1'], PlainView(1 question))
 
     Chapter 08.
     """
@@ -135,7 +135,8 @@ class PlainView(widgets.VBox):
             shown_if(label, bool(text))
 
     def __repr__(self) -> str:
-        return f"PlainView({len(self.session.questions)} questions)"
+        number = len(self.session.questions)
+        return f"PlainView({number} question{'' if number == 1 else 's'})"
 
 
 def _padded(state: dict[str, Any]) -> list[str]:
