@@ -13,10 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import axe_playwright_python
 import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js")  # the accessibility checker, offline
 PATIENCE = 120  # seconds; a busy machine may need most of them to start everything
 CHROMIUM_FLAGS = [
     "--headless",
@@ -81,6 +83,15 @@ def new_page(browser, **options):
     page.strangers = []
     page.route("**/*", lambda route: _only_here(page, route))
     return page
+
+
+def serious_faults(root):
+    """What axe-core finds serious within an element; it fails where the checker had next to nothing to check."""
+    root.page.evaluate(AXE.read_text(encoding="utf-8") + "; null")
+    found = root.evaluate("root => axe.run(root)")
+    assert len(found["passes"]) >= 10  # rules that apply and are kept
+    bad = [fault for fault in found["violations"] if fault["impact"] in ("serious", "critical")]
+    return [(fault["id"], fault["nodes"][0]["html"][:150]) for fault in bad]
 
 
 @contextmanager

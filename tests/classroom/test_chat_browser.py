@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from lab_pages import Notebook, browser_page, jupyterlab, wait_for, write_notebook
+from lab_pages import Notebook, browser_page, jupyterlab, serious_faults, wait_for, write_notebook
 
 from rlhf_lab.feedback.store import Store
 from rlhf_lab.records import Choice, Comment, Edit, Mark, Message, Ranking, Rating
@@ -303,7 +303,7 @@ def test_the_plain_view(notebook, page, folder):
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [480, 800, 1200])
-def test_nothing_is_clipped(notebook, page, width, dark):
+def test_nothing_is_clipped_and_axe_finds_nothing_serious(notebook, page, width, dark):
     view = notebook.view(5)
     if not view.locator("section").count():
         say(view, LIBRARY, 1)
@@ -321,6 +321,7 @@ def test_nothing_is_clipped(notebook, page, width, dark):
     try:
         clipped = view.evaluate(CLIPPED)
         assert clipped == []
+        assert serious_faults(view) == []
         tops = view.locator(".rlhf-chat-reply").evaluate_all("all => all.map((n) => n.getBoundingClientRect().top)")
         if width != 800:
             assert len(set(tops)) == {480: 2, 1200: 1}[width]  # one below the other where there is little room

@@ -5,11 +5,10 @@ One JupyterLab for all; the screenshots are written where RLHF_LAB_SCREENSHOTS n
 
 import os
 import signal
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from lab_pages import Notebook, jupyterlab, launched, new_page, wait_for, write_notebook
+from lab_pages import Notebook, jupyterlab, launched, new_page, serious_faults, wait_for, write_notebook
 
 from rlhf_lab.feedback.store import Store
 
@@ -461,26 +460,19 @@ def test_looks(see, notebook, dark):
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_accessibility(see, notebook, dark):
     """axe-core finds nothing serious."""
-    if (found := find_spec("axe_playwright_python")) is None:
-        pytest.skip("axe-playwright-python is not installed")
-    notebook.page.evaluate(Path(found.origin).with_name("axe.min.js").read_text(encoding="utf-8") + "; null")
     notebook.theme(dark)
-    seen, problems = [], {}
+    problems = {}
     try:
         for name in LOOKED_AT[:: 3 if dark else 1]:  # the other theme differs in its colours only, see test_looks
             view = see(name)
             view.root.locator(".rlhf-card").first.focus()
             view.press("?")
-            result = view.root.evaluate("root => axe.run(root)")
-            bad = [v for v in result["violations"] if v["impact"] in ("serious", "critical")]
-            if bad:
-                problems[name] = [(v["id"], v["nodes"][0]["html"][:150]) for v in bad]
-            seen.append(len(result["passes"]))
+            if faults := serious_faults(view.root):
+                problems[name] = faults
             view.press("?")
     finally:
         notebook.theme(False)
     assert problems == {}
-    assert min(seen) >= 10  # it did look: rules that apply and were kept
 
 
 @pytest.mark.browser
