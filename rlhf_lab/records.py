@@ -486,7 +486,8 @@ class Event:
         _set(self, time=_number("time", self.time), duration=_number("duration", self.duration))
         if self.duration < 0:
             raise ValueError(f"duration is {self.duration}; expected seconds, at least 0")
-        _set(self, shown=_order("shown", self.shown, _places(self.record)) if len(self.shown) else ())
+        nothing = isinstance(self.shown, Sequence) and not len(self.shown)
+        _set(self, shown=() if nothing else _order("shown", self.shown, _places(self.record)))
 
     @property
     def rater(self) -> str:

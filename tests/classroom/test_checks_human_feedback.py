@@ -86,7 +86,41 @@ def expect_in_torch(labels, shares, confusion):
     return logs.softmax(1).float()
 
 
-def my_dawid_skene(labels, categories, steps, first=first_beliefs):
+def expect_in_float32(labels, shares, confusion):
+    said = torch.nn.functional.one_hot(torch.tensor(labels) + 1, len(shares) + 1)[..., 1:].float()
+    shares, confusion = (torch.tensor(np.array(x)).float() for x in (shares, confusion))
+    return (shares.log() + torch.einsum("ril,rcl->ic", said, confusion.log())).softmax(1)
+
+
+def expect_with_one_maximum(labels, shares, confusion):
+    """The largest logarithm of all is subtracted, and not that of each row."""
+    said = (labels[:, :, None] == np.arange(len(shares))).astype(float)
+    logs = np.log(shares) + np.einsum("ril,rcl->ic", said, np.log(confusion))
+    law = np.exp(logs - logs.max())
+    with np.errstate(invalid="ignore"):
+        return law / law.sum(1, keepdims=True)
+
+
+def marks_by_bisection(offsets, spans):
+    """Right for tokens without gaps between them only."""
+    starts, found = [start for start, _ in offsets], [0] * len(offsets)
+    for a, b in spans:
+        first, last = np.searchsorted(starts, a, "right") - 1, np.searchsorted(starts, b)
+        found[first:last] = [1] * (last - first)
+    return found
+
+
+def marks_in_one_walk(offsets, spans):
+    """Right for spans in order only."""
+    at, found = 0, []
+    for start, end in offsets:
+        while at < len(spans) and spans[at][1] <= start:
+            at += 1
+        found.append(int(at < len(spans) and spans[at][0] < end))
+    return found
+
+
+def my_dawid_skene(labels, categories, steps, first=first_beliefs, maximise=maximise):
     beliefs = first(labels, categories)
     for _ in range(steps):
         shares, confusion = maximise(labels, beliefs, 1.0)
@@ -128,6 +162,13 @@ UNUSUAL = {
     "beliefs, a list of arrays": (check_first_beliefs, lambda a, n: list(first_beliefs(a, n))),
     "a list of two": (check_maximise, lambda *given: list(maximise(*given))),
     "expect in torch, float32": (check_expect, expect_in_torch),
+    "expect, all in float32": (check_expect, expect_in_float32),
+    "beliefs, strides turned": (check_first_beliefs, lambda a, n: first_beliefs(a, n)[:, ::-1].copy()[:, ::-1]),
+    "beliefs, long doubles": (check_first_beliefs, lambda a, n: first_beliefs(a, n).astype(np.longdouble)),
+    "beliefs, tensors that learn": (
+        check_first_beliefs,
+        lambda a, n: list(torch.tensor(first_beliefs(a, n)).requires_grad_()),
+    ),
     "whole in torch": (check_dawid_skene, lambda *given: list(map(torch.tensor, my_dawid_skene(*given)))),
 }
 
@@ -210,7 +251,58 @@ def fitted_again(labels, categories, steps):
     return beliefs, *maximise(labels, beliefs, 1.0)
 
 
+def cut_at_0(counts):
+    return max(0.0, fleiss(counts))
+
+
+def of_what_was_said(labels, categories):
+    return first_beliefs(labels, labels.max() + 1)
+
+
+def smoothed_evenly(labels, beliefs, smoothing):
+    shares, confusion = maximise(labels, beliefs, 0.0)
+    counts = confusion * np.array([(row >= 0) @ beliefs for row in labels])[:, :, None] + smoothing / beliefs.shape[1]
+    return shares, counts / counts.sum(2, keepdims=True)
+
+
 MISTAKES = {
+    "cut at 0": (check_fleiss, cut_at_0, "cut to 0"),
+    "spans counted": (
+        check_token_marks,
+        lambda o, s: [sum(a < end and start < b for a, b in s) for start, end in o],
+        "how many spans",
+    ),
+    "gaps": (check_token_marks, marks_by_bisection, r"\(4, 7\)"),
+    "spans in no order": (check_token_marks, marks_in_one_walk, r"\(0, 2\)"),
+    "categories said": (check_first_beliefs, of_what_was_said, "one that nobody said"),
+    "missing is 0": (check_first_beliefs, lambda a, n: first_beliefs(np.maximum(a, 0), n), "counted as category 0"),
+    "missing is 0, maximise": (
+        check_maximise,
+        lambda a, q, k: maximise(np.maximum(a, 0), q, k),
+        "counted as category 0",
+    ),
+    "only two": (check_maximise, lambda a, q, k: maximise(a, q[:, : a.max() + 1], k), "one that nobody said"),
+    "items dropped": (
+        check_maximise,
+        lambda a, q, k: (q.mean(0), maximise(a[:, (a >= 0).all(0)], q[(a >= 0).all(0)], k)[1]),
+        "items without some label",
+    ),
+    "one part": (check_maximise, lambda a, q, k: maximise(a, q, k)[:1], "number of parts"),
+    "no parts": (check_maximise, lambda a, q, k: None, "number of parts"),
+    "one maximum": (check_expect, expect_with_one_maximum, "largest of each row"),
+    "a product": (
+        check_expect,
+        lambda a, p, t: np.exp(np.log(expect(a, p, t)) * 0) * np.nan if len(a) > 9 else expect(a, p, t),
+        "add logarithms",
+    ),
+    "two categories always": (check_dawid_skene, lambda a, n, k: my_dawid_skene(a, 2, k), "three categories"),
+    "even smoothing of the whole": (
+        check_dawid_skene,
+        lambda a, n, k: my_dawid_skene(a, n, k, maximise=smoothed_evenly),
+        "three categories",
+    ),
+    "always one step": (check_dawid_skene, lambda a, n, k: my_dawid_skene(a, n, 1), "always one step"),
+    "words": (check_token_marks, lambda o, s: [str(x) for x in token_marks(o, s)], "token_marks"),
     "P alone": (check_fleiss, lambda c: fleiss(c) * (1 - chance_of(c)) + chance_of(c), "no correction for chance"),
     "with itself": (check_fleiss, mean_of_rows, "paired with himself"),
     "even categories": (

@@ -307,8 +307,8 @@ def test_pendulum_and_acrobot_stand_as_gymnasium_says():
             "1 step. The car goes from -0.50 to 0.51; the valley is at -0.52. It reaches the flag.",
         ),
         (
-            segment("Pendulum-v1", [(-1, 0, 0), (1, 0, 0)], [0.5]),
-            "1 step. The pendulum goes from 180 to 0 degrees from upright; in 1 of 2 views it is within 30 degrees.",
+            segment("Pendulum-v1", [(-1, 0, 0), (0, -1, 0), (1, 0, 0)], [0.5, 0.5]),
+            "2 steps. The pendulum goes from 180 to 0 degrees from upright; in 1 of 3 views it is within 30 degrees.",
         ),
         (
             segment("Acrobot-v1", [(1, 0, 1, 0, 0, 0), (-1, 0, 1, 0, 0, 0)], [0]),

@@ -58,25 +58,31 @@ def _numbers(fault: Callable[[], Any]) -> Tensor:
 
 
 def _tensor(got: object) -> object:
-    """Lists of numbers as a tensor; everything else as `as_tensor` has it."""
+    """Lists, arrays and tensors of numbers as a tensor, whatever their precision; other answers as they are."""
     if isinstance(got, list | tuple):
-        try:
-            return torch.as_tensor(np.array([np.asarray(as_tensor(x), dtype=float) for x in got]))
-        except (TypeError, ValueError, RuntimeError):
+        parts = [x.detach() if isinstance(x, Tensor) else x for x in got]
+    elif isinstance(got, np.ndarray | np.generic):
+        parts = got  # type: ignore[assignment]  # an array in the place of a list
+    else:
+        return as_tensor(got)
+    try:
+        if np.asarray(parts).dtype.kind in "US":  # words, which would be read as numbers
             return got
-    return as_tensor(got)
+        return torch.as_tensor(np.array(parts, dtype=float))
+    except (TypeError, ValueError, RuntimeError):
+        return got
 
 
 def _odd(got: object, expected: Tensor) -> str | None:
     return NO_RETURN if got is None else odd_tensors(got, expected, not_finite="a 0 / 0, or the logarithm of 0?")
 
 
-def _part_of(function: Callable[..., Any], count: int, part: int, *given: Any) -> Any:
+def _part_of(name: str, case: str, function: Callable[..., Any], names: Sequence[str], part: int, *given: Any) -> Any:
     """One of the parts of an answer that has to have so many."""
     got = function(*given)
-    if got is None or not isinstance(got, Sequence) or len(got) != count:
-        asked = "return shares, confusion" if count == 2 else "return beliefs, shares, confusion"
-        fail("what it returned", "its parts", got, f"{count} arrays", asked, ASKED)
+    if got is None or not isinstance(got, Sequence) or len(got) != len(names):
+        cause = NO_RETURN if got is None else ASKED
+        fail(f"{name}, the number of parts", case, got, len(names), f"return {', '.join(names)}", cause)
     return got[part]
 
 
@@ -128,6 +134,8 @@ def _random_case(seed: int, raters: int = 4, items: int = 7, categories: int = 3
     return labels, beliefs, shares, random.dirichlet(2 * np.ones(categories), (raters, categories))
 
 
+UNDERFLOW = "whose product is 0 in floating point: add logarithms, and subtract the largest of each row"
+PARTS = ("beliefs", "shares", "confusion")
 HAND = np.array([[0, 1, 1], [0, 1, 0], [1, 1, -1]])  # three raters, three items, one label missing
 
 
@@ -136,6 +144,7 @@ _FIRST_FAULTS: Faults = {
     "-1 is counted as the last category, since an index of -1 means the last one: leave it out": lambda labels, n: (
         _first(_last_for_missing(labels, n))
     ),
+    "-1 is counted as category 0: leave it out": lambda labels, n: _first(_said(np.maximum(labels, 0), n)),
     "counts and not shares: each row has to add up to 1": lambda labels, n: _said(labels, n).sum(0),
     "divided by all raters, those without a label too": lambda labels, n: _said(labels, n).mean(0),
     "the winner alone: the beliefs begin with the shares of the labels": lambda labels, n: _hard(
@@ -153,7 +162,7 @@ def check_first_beliefs(function: Callable[[Array, int], Array]) -> None:
         AssertionError: with the first case that fails and what usually causes it.
     """
     hint = "count how many raters gave item i the label c, and divide by how many labelled it; -1 is no label"
-    cases = [("by hand", (HAND, 2))]
+    cases = [("by hand", (HAND, 2)), ("by hand, of three categories one that nobody said", (HAND, 3))]
     cases += [(f"random labels {seed}", (_random_case(seed)[0], 3)) for seed in range(RANDOM_CASES)]
     for case, given in cases:
         faults = {cause: partial(fault, *given) for cause, fault in _FIRST_FAULTS.items()}
@@ -176,6 +185,12 @@ _CONFUSION_FAULTS: Faults = {
     ),
     "the columns add up to 1 and not the rows": lambda said, b, k: (
         (counts := _counts(said, b, _prior(b.shape[1], k))) / counts.sum(1, keepdims=True)
+    ),
+    "the two halves of the smoothing are exchanged": lambda said, b, k: _confusion(
+        said, b, np.where(np.eye(b.shape[1]) > 0, k / 2 / (b.shape[1] - 1), k / 2)
+    ),
+    "the smoothing is added after the rows were made to add up to 1": lambda said, b, k: (
+        _confusion(said, b, 1e-300) + _prior(b.shape[1], k)
     ),
     "the smoothing is missing": lambda said, b, k: _confusion(said, b, 1e-300),
     "the smoothing is spread evenly: half of it is for the right label": lambda said, b, k: _confusion(
@@ -205,6 +220,8 @@ def check_maximise(function: Callable[[Array, Array, float], tuple[Array, Array]
     """
     hint = "shares: mean belief; confusion[r, c, l]: smoothing plus the beliefs in c of the items that r gave l, rows 1"
     cases = [("by hand", (HAND, np.array([[0.75, 0.25], [0.0, 1.0], [0.5, 0.5]]), 1.0))]
+    unsaid = np.array([[0.5, 0.25, 0.25], [0.0, 0.75, 0.25], [0.25, 0.5, 0.25]])
+    cases.append(("by hand, of three categories one that nobody said", (HAND, unsaid, 1.0)))
     for seed in range(RANDOM_CASES):
         cases.append((f"random labels {seed}", (*_random_case(seed)[:2], (1.0, 0.3)[seed % 2])))
     for case, given in cases:
@@ -214,10 +231,16 @@ def check_maximise(function: Callable[[Array, Array, float], tuple[Array, Array]
         tables = [{cause: partial(f, said, beliefs, smoothing) for cause, f in table.items()}
                   for table in (_SHARE_FAULTS, _CONFUSION_FAULTS)]  # fmt: skip
         tables[1]["-1 is counted as the last category: leave it out"] = partial(_confusion, last, beliefs, prior)
+        zero = _said(np.maximum(labels, 0), beliefs.shape[1])
+        tables[1]["-1 is counted as category 0: leave it out"] = partial(_confusion, zero, beliefs, prior)
+        all_there = (labels >= 0).all(0)
+        tables[1]["items without some label are left out: only that label is"] = partial(
+            _confusion, said[:, all_there], beliefs[all_there], prior
+        )
         label = f"{case}, labels {labels.tolist()}, beliefs {beliefs.round(2).tolist()}, smoothing {smoothing}"
         for part, (name, right) in enumerate((("shares", beliefs.mean(0)), ("confusion", None))):
             expected = _confusion(said, beliefs, prior) if right is None else right
-            call = partial(_part_of, function, 2, part)
+            call = partial(_part_of, "maximise", label, function, ("shares", "confusion"), part)
             compare_arrays(f"maximise, {name}", label, call, expected, tables[part], hint, given)
     print(f"maximise: passed (a case by hand, {RANDOM_CASES} random ones, labels missing, two smoothings)")
 
@@ -257,7 +280,8 @@ def check_expect(function: Callable[[Array, Array, Array], Array]) -> None:
     for seed in range(RANDOM_CASES):
         labels, _, shares, tables = _random_case(seed)
         cases.append((f"random labels {seed}", (labels, shares, tables)))
-    many = np.random.default_rng(0).integers(0, 2, (2000, 3))
+    many = (np.random.default_rng(0).random((2000, 3)) < (0.6, 0.4, 0.6)).astype(int)
+    many[10:, 0] = -1  # few labels beside many: the largest of each row is to be subtracted, not that of all
     cases.append(("2,000 raters", (many, np.array([0.5, 0.5]), np.tile([[0.52, 0.48], [0.49, 0.51]], (2000, 1, 1)))))
     for case, given in cases:
         labels, shares, tables = given
@@ -266,7 +290,10 @@ def check_expect(function: Callable[[Array, Array, Array], Array]) -> None:
         faults["-1 is taken as an index, the last category: who gave no label says nothing"] = partial(
             _expect, last, shares, tables
         )
-        label = f"{case}, labels {labels.tolist()}" if labels.size < 100 else case
+        faults["-1 is taken for category 0: who gave no label says nothing"] = partial(
+            _expect, _said(np.maximum(labels, 0), len(shares)), shares, tables
+        )
+        label = f"{case}, labels {labels.tolist()}" if labels.size < 100 else f"{case}, {UNDERFLOW}"
         compare_arrays("expect", label, function, _expect(said, shares, tables), faults, hint, given)
     print(f"expect: passed (a case by hand, {RANDOM_CASES} random ones, labels missing, 2,000 raters)")
 
@@ -313,22 +340,26 @@ def check_dawid_skene(function: Callable[..., tuple[Array, Array, Array]]) -> No
         AssertionError: with the first case that fails and what usually causes it.
     """
     hint = "begin with first_beliefs; in every step maximise, then expect; return the last of all three"
-    for seed, steps in ((0, 1), (0, 3), (1, 50)):
-        labels, truth = probe(seed)
-        said = _said(labels, 2)
+    cases = [("three categories", _random_case(3, raters=5, items=12)[0], 3, 2)]
+    cases += [(f"probe {seed}", probe(seed)[0], 2, steps) for seed, steps in ((0, 1), (0, 3), (1, 50))]
+    for where, labels, categories, steps in cases:
+        said = _said(labels, categories)
         states = _states(_first(said), said, steps + 1)
-        even = _states(np.full((said.shape[1], 2), 0.5), said, steps)
+        even = _states(np.full((said.shape[1], categories), 1 / categories), said, steps)
         again = (states[steps][0], *states[steps + 1][1:])
-        for part, name in enumerate(("beliefs", "shares", "confusion")):
+        for part, name in enumerate(PARTS):
             wrong = {
+                "always one step: do as many as `steps` says": states[1],
                 "one step too few": states[steps - 1],
                 "one step too many": states[steps + 1],
                 "shares and confusion are fitted once more after the last beliefs": again,
                 "the beliefs begin evenly: then nothing tells the categories apart": even[steps],
             }
             faults = {cause: partial(lambda state, part: state[part], state, part) for cause, state in wrong.items()}
-            case = f"probe {seed}, {steps} step{'s' if steps > 1 else ''}"
-            call = partial(_part_of, function, 3, part)
-            compare_arrays(f"my_dawid_skene, {name}", case, call, states[steps][part], faults, hint, (labels, 2, steps))
-    right = float(np.mean(states[steps][0].argmax(1) == truth))
+            case = f"{where}, {steps} step{'s' if steps > 1 else ''}"
+            call = partial(_part_of, "my_dawid_skene", case, function, PARTS, part)
+            compare_arrays(
+                f"my_dawid_skene, {name}", case, call, states[steps][part], faults, hint, (labels, categories, steps)
+            )
+    right = float(np.mean(states[steps][0].argmax(1) == probe(seed=1)[1]))
     print(f"my_dawid_skene: passed (two probes with a liar; of the second it gets {right:.0%} right)")

@@ -58,6 +58,9 @@ _FLEISS_FAULTS: Faults = {
     "chance from the items and not from the categories: sum over the other axis": lambda c: _kappa(
         _agreed(c), float(((c.sum(1) / c.sum()) ** 2).sum())
     ),
+    "a kappa below 0 is cut to 0: it says that they agree less than by chance": lambda c: max(
+        0.0, _kappa(_agreed(c), _chance(c))
+    ),
     "the sign: it is 1 for perfect agreement": lambda c: -_kappa(_agreed(c), _chance(c)),
     "the share of items on which all agree: pairs of raters are asked": lambda c: _kappa(
         float((c.max(1) == c.sum(1)).mean()), _chance(c)
@@ -104,6 +107,9 @@ _MARK_FAULTS: Faults = {
     "only tokens in which a span begins: it may go over several": partial(
         _marks, lambda start, end, a, b: start <= a < end
     ),
+    "how many spans there are: 1 is asked for one or more": lambda offsets, spans: [
+        float(sum(start < b and a < end for a, b in spans)) for start, end in offsets
+    ],
     "the first span alone counts": lambda offsets, spans: _token_marks(offsets, spans[:1]),
     "the last span alone counts: is the answer overwritten in the loop?": lambda offsets, spans: _token_marks(
         offsets, spans[-1:]
@@ -130,6 +136,8 @@ def check_token_marks(function: Callable[[Spans, Spans], Sequence[float]]) -> No
     three = [(0, 3), (3, 7), (7, 12)]
     hand: list[tuple[Spans, Spans]] = [
         (three, [(3, 7)]), (three, [(5, 8)]), (three, []), ([(0, 12)], [(4, 6)]), (three, [(0, 1), (8, 12)]),
+        ([(0, 3), (4, 7), (8, 12)], [(3, 4), (8, 9)]),  # with gaps between the tokens, and a mark in one
+        (three, [(8, 12), (0, 1), (0, 2)]),  # spans in no order, two in one token
     ]  # fmt: skip
     random = np.random.default_rng(1)
     for given in hand + [_random_marks(random) for _ in range(RANDOM_CASES)]:
