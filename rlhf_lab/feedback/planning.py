@@ -358,7 +358,8 @@ def labels_needed(
     Source: Cohen 1988, Statistical Power Analysis for the Behavioral Sciences, on planning. Chapter 08.
     """
     check_level(level)
-    check_level(power)
+    if not 0 < power < 1:
+        raise ValueError(f"power must be a chance between 0 and 1, got {power}")
     if (difference is None) == (win_probability is None):
         raise ValueError("give either a difference or a win_probability")
     gap = float(difference if win_probability is None else logit(win_probability))  # type: ignore[arg-type]

@@ -141,11 +141,11 @@ def test_log_nu_is_that_of_the_raters():
 
 
 def test_what_prompts_share_widens_the_intervals():
-    choices = [Choice(HI, "a", "b", o) for o in (1, 1, 0, -1, 0, 1)]
+    choices = [Choice(HI, "a", "b", o) for o in (1, 1, 1, 1, 1, 1, 0, 0, 0, 0)]
     learned = consensus(choices)
     known = consensus(choices, log_nu=learned.log_nu)
     widths = [interval.high - interval.low for interval in (x.contrast("a", "b") for x in (learned, known))]
-    assert widths[0] > widths[1]
+    assert widths[0] > 1.05 * widths[1]
     assert known.scores[0] == pytest.approx(learned.scores[0], abs=1e-5)
 
 

@@ -210,7 +210,7 @@ def test_smaller_differences_more_power_and_ties_take_more():
         ({"win_probability": 0.5}, "other than 0"),
         ({"win_probability": 1.0}, "other than 0"),
         ({"difference": 1e-4}, "plan for a larger one"),
-        ({"difference": 1.0, "power": 1.0}, "level must be a probability"),
+        ({"difference": 1.0, "power": 1.0}, "power must be a chance between 0 and 1"),
     ],
 )
 def test_a_plan_that_cannot_be_made_says_so(options, message):
