@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CHAT_TEMPLATE, save_gpt2, with_format
 from four_replies import PROMPTS, batch_of
 from transformers import BertConfig, BertForMaskedLM, GPT2Model
 
+from conftest import CHAT_TEMPLATE, save_gpt2, with_format
 from rlhf_lab.experience.rollouts import sample_responses
 from rlhf_lab.models import language_model
 from rlhf_lab.models.language_model import ModelError, find_model, load_language_model, wrap_model

@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from conftest import with_format
 from four_replies import REPLIES, TURNS
 
+from conftest import with_format
 from rlhf_lab.models import tokens
 from rlhf_lab.models.tokens import decode_responses, encode_prompts, encode_responses, length_groups, make_batch
 from rlhf_lab.records import Message, as_conversation
