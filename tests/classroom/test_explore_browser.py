@@ -4,30 +4,16 @@ One notebook and one JupyterLab for all of them, since starting it takes most of
 compared with what Python says for the same setting. With `pytest -s` the time from each drag to its picture is printed.
 """
 
-import json
 import os
 import re
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-import nbformat
 import pytest
+from lab_pages import PATIENCE, Notebook, browser_page, jupyterlab, wait_for, write_notebook
 
 from rlhf_lab.classroom import explore
 
-ROOT = Path(__file__).resolve().parents[2]
 NAMES = ["clip", "gae_lambda", "discount", "leash", "sampling_law", "best_of_n"]
-CHROMIUM_FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 HOSTILE = """
 from rlhf_lab.classroom.explorables.draggable import Axis, Dial, Explorable, Panel, Plan, Scene, Text
 bad = "<img src='nowhere' onerror='window.hacked = 1'><em>loud</em> $x^2$"
@@ -35,8 +21,6 @@ axis = Axis(bad, 0, 1, [0], [bad])
 dial = Dial("x", bad, [0, 1], 0, "d")
 Explorable(Plan(bad, bad + "{x}", [dial], lambda x: Scene([Panel(bad, axis, axis, [Text(0, x, bad, bad)])], bad)))
 """
-PATIENCE = 120  # seconds; a busy machine may need most of them to start everything
-
 
 # Notes for each explorable when it was redrawn, and how long after the last move of the mouse.
 WATCH = """() => document.querySelectorAll(".rlhf-explore").forEach((root) => {
@@ -53,68 +37,18 @@ WATCH = """() => document.querySelectorAll(".rlhf-explore").forEach((root) => {
 HASTY = "(node, xs) => xs.forEach((x) => node.dispatchEvent(new PointerEvent('pointermove', { clientX: x })))"
 
 
-def wait_for(condition):
-    """Poll until `condition()` holds, and return it."""
-    end = time.monotonic() + PATIENCE
-    while not (found := condition()):
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
-    return found
-
-
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    """The address of a JupyterLab with one notebook: a cell for each explorable, under one that imports."""
+def page(chromium, tmp_path_factory):
+    """A notebook with a cell for each explorable, all of them run."""
     folder = tmp_path_factory.mktemp("lab")
     sources = ["from rlhf_lab import explore", *(f"explore.{name}()" for name in NAMES), HOSTILE]
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, folder / "explore.ipynb")
-    environment = os.environ | {f"JUPYTER_{n}_DIR": str(folder / n) for n in ("CONFIG", "DATA", "RUNTIME")}
-    environment |= {"PYTHONPATH": str(ROOT), "IPYTHONDIR": str(folder / "ipython")}
-    options = ["--no-browser", "--allow-root", "--port=0", "--ip=127.0.0.1"]
-    command = [sys.executable, "-m", "jupyterlab", *options, "--IdentityProvider.token=test"]
-    with open(folder / "lab.log", "w") as log:
-        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
-        try:
-            info = wait_for(lambda: list((folder / "RUNTIME").glob("jpserver-*.json")))[0]
-            url = wait_for(lambda: info.read_text() and json.loads(info.read_text())["url"])
-            yield f"{url}lab/tree/explore.ipynb?token=test"
-        finally:
-            server.terminate()
-            server.wait(PATIENCE)
-
-
-@pytest.fixture(scope="module")
-def page(chromium, lab):
-    """The notebook with all cells run."""
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS)
-        page = browser.new_page(viewport={"width": 1200, "height": 1000})
+    write_notebook(folder / "explore.ipynb", sources)
+    with jupyterlab(folder) as url, browser_page(chromium) as page:
+        Notebook(page, url.format("explore.ipynb"))
         page.set_default_timeout(PATIENCE * 1000)
-        page.goto(lab)
-        cells = page.locator(".jp-Notebook .jp-CodeCell")
-        cells.first.wait_for()
-        page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first.wait_for()
-        page.wait_for_timeout(1500)  # idle comes before the kernel takes messages for widgets
-        if (select := page.locator(".jp-Dialog button.jp-mod-accept")).count():
-            select.first.click()
-
-        def runs():  # a busy machine connects to the kernel late, and what was asked before is dropped
-            cells.first.locator(".cm-content").first.click()
-            page.keyboard.press("Shift+Enter")
-            page.wait_for_timeout(3000)
-            return re.search(r"[*\d]", cells.first.locator(".jp-InputPrompt").inner_text())
-
-        wait_for(runs)
-        for _ in [*NAMES, "hostile"]:
-            page.keyboard.press("Shift+Enter")
         wait_for(lambda: page.locator(".rlhf-explore").count() == len(NAMES) + 1)
-        page.add_style_tag(content=".Toastify { display: none }")  # news of JupyterLab, over the page
         page.evaluate(WATCH)
         yield page
-        browser.close()
 
 
 class Figure:

@@ -83,7 +83,7 @@ class RankPanel(Panel):
     def __init__(self, ask: Ask, most: int) -> None:
         self.texts = [TextView() for _ in range(most)]
         self._ranks: list[int | None] = []
-        self.place = [button("", partial(self._place, ask, i)) for i in range(most)]
+        self.place = [button("", partial(ask, "toggle", i)) for i in range(most)]
         self.tie = [button("", partial(ask, "tie", i)) for i in range(most)]
         self.higher = [button("Higher", partial(self._move, ask, i, -1)) for i in range(most)]
         self.lower = [button("Lower", partial(self._move, ask, i, 1)) for i in range(most)]
@@ -115,9 +115,6 @@ class RankPanel(Panel):
             shown_if(move, rank is not None)
         alone = rank is None or self._ranks.count(rank) == 1
         self.higher[i].disabled, self.lower[i].disabled = rank == 1 and alone, rank == last and alone
-
-    def _place(self, ask: Ask, i: int) -> None:
-        ask("place" if self._ranks[i] is None else "remove", i)
 
     def _move(self, ask: Ask, i: int, by: int) -> None:
         """Out of a tie it moves to a rank of its own, otherwise past the next rank."""

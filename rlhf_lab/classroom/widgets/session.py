@@ -265,12 +265,23 @@ class FeedbackSession(Saving):
         """Take the reply's rank away."""
         self._set(self._without(position), f"Reply {letter(position)}, no rank")
 
+    def toggle(self, position: int) -> None:
+        """Give the reply the next rank; where it has one, take that away."""
+        placed = self.question.form == "rank" and any(position in tier for tier in self.answer)
+        (self.remove if placed else self.place)(position)
+
+    def arrange(self, tiers: Sequence[Sequence[int]]) -> None:
+        """Give the replies these ranks: positions on the screen, best tier first; some may have none."""
+        checked = self._checked("rank", tiers)
+        whole = sum(map(len, checked)) == self.question.places
+        self._set(self._from_screen(checked), "the ranking" if whole else "another order")
+
     def rank(self, tiers: Sequence[Sequence[int]]) -> None:
         """Rank all at once: positions on the screen, best tier first, each position once."""
         checked = self._checked("rank", tiers)
         if sum(map(len, checked)) < self.question.places:
             raise ValueError(f"tiers is {short(tiers)}; expected each position of 0 to {self.question.places - 1} once")
-        self._set(tuple(tuple(self.shown[position] for position in tier) for tier in checked), "the ranking")
+        self._set(self._from_screen(checked), "the ranking")
 
     def all_bad(self) -> None:
         """Judge that none of the replies is acceptable."""
@@ -367,6 +378,10 @@ class FeedbackSession(Saving):
         """An outcome of two as on the screen, or back again; other answers as they are."""
         turned = self.question.form in ("compare", "segments") and self.shown[0] == 1
         return -outcome if turned and outcome is not None else outcome
+
+    def _from_screen(self, tiers: Sequence[Sequence[int]]) -> Tiers:
+        """Tiers of positions on the screen as tiers of the question's replies."""
+        return tuple(tuple(self.shown[position] for position in tier) for tier in tiers)
 
     def _without(self, position: int) -> Tiers:
         self._need("rank")

@@ -6,7 +6,6 @@ of the widget, drawn by tests/classroom/widget_pictures.py. Chapters 00 and 08.
 """
 
 import base64
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -74,15 +73,6 @@ class FeedbackView(Bridge):
         self._seen = True
         super().receive(message)
 
-    def perform(self, op: str, args: list[Any]) -> None:
-        """Carry out one of `operations` on the session."""
-        if op == "arrange":
-            arrange(self.subject, *args)
-        elif op == "toggle":
-            toggle(self.subject, *args)
-        else:
-            super().perform(op, args)
-
     def _repr_mimebundle_(self, **options: Any) -> Any:
         """The widget; beside it a picture of its form, for a notebook that was stored without widgets."""
         found = super()._repr_mimebundle_(**options)
@@ -96,28 +86,6 @@ class FeedbackView(Bridge):
     def __repr__(self) -> str:
         number = len(self.subject.questions)
         return f"FeedbackView({number} question{'' if number == 1 else 's'})"
-
-
-def arrange(session: FeedbackSession, tiers: Sequence[Sequence[int]]) -> None:
-    """Give the replies of a ranking these ranks, best first, as positions on the screen; some may have none.
-
-    Raises:
-        ValueError: the question on the screen is no ranking, or a position that is none, or is given twice.
-    """
-    for tier in tiers:
-        for position in tier:
-            if isinstance(position, bool) or not isinstance(position, int) or not 0 <= position < len(session.shown):
-                raise ValueError(f"position is {position!r:.40}; expected 0 to {len(session.shown) - 1}")
-    if sum(map(len, tiers)) == len(session.shown):
-        return session.rank(tiers)
-    session._need("rank")
-    session._set(tuple(tuple(session.shown[position] for position in tier) for tier in tiers), "another order")
-
-
-def toggle(session: FeedbackSession, position: int) -> None:
-    """Give the reply at a position the next rank; where it has one, take that away."""
-    placed = any(position in tier for tier in session.answer) if session.question.form == "rank" else False
-    (session.remove if placed else session.place)(position)
 
 
 @cache
