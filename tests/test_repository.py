@@ -58,5 +58,6 @@ def test_what_the_library_imports_is_declared_and_nothing_else():
                 imported.add(node.module.split(".")[0])
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {re.split("[<>=]", need)[0].replace("-", "_") for need in project["dependencies"]}
-    declared = {{"ipython": "IPython", "markdown_it_py": "markdown_it"}.get(name, name) for name in declared}
+    named = {"ipython": "IPython", "markdown_it_py": "markdown_it", "scikit_learn": "sklearn"}
+    declared = {named.get(name, name) for name in declared}
     assert declared - {"jupyterlab"} == imported - set(sys.stdlib_module_names) - {"rlhf_lab"}

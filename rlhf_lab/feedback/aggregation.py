@@ -289,9 +289,10 @@ class _Collected:
         starts = dict(zip(self.items, np.cumsum([0, *sizes])[:-1].tolist(), strict=True))
         found: defaultdict[tuple[int, int, int], Counter[tuple[int, ...]]] = defaultdict(Counter)
         for kind, prompt, tiers, rater in self.rows:
-            left = sorted(starts[prompt] + item for tier in tiers for item in tier)
+            first = starts[prompt]
+            left = sorted(first + item for tier in tiers for item in tier)
             for tier in tiers:
-                chosen = sorted(starts[prompt] + item for item in tier)
+                chosen = sorted(first + item for item in tier)
                 rest = [item for item in left if item not in chosen]
                 if len(left) > 1:
                     shape = len(left), len(chosen), min(largest[kind], len(left))

@@ -19,11 +19,12 @@ from functools import cache, cached_property
 from itertools import combinations
 
 import numpy as np
+from scipy import sparse
 
 LOG_NU_STD = 2.0  # standard deviation of the prior of log nu around 0
 TEMPERATURE_STD = 1.0  # of a rater's inverse temperature around 1
 MOST_ALTERNATIVES = 20_000  # of one choice
-CHUNK = 2**19  # numbers in the largest array of a pass
+CHUNK = 2**16  # numbers in the largest array of a pass: small enough for a processor's cache
 LONGEST_STEP = 4.0  # of Newton, in nats: where the prior is flat, the information far out is too
 
 
@@ -53,6 +54,24 @@ def alternatives(size: int, largest: int) -> tuple[np.ndarray, np.ndarray]:
     for row, tier in enumerate(tiers):
         means[row, list(tier)] = 1 / len(tier)
     return means, np.array([len(tier) - 1.0 for tier in tiers])
+
+
+@cache
+def products(size: int, largest: int) -> sparse.csr_array:
+    """[M, (size + 1)^2] for each of the `alternatives` the products of every two of its means and extra; most are 0."""
+    values, columns, counts = [], [], [0]
+    for length in range(1, largest + 1):
+        tiers = np.array(list(combinations(range(size), length)))
+        places = np.column_stack([tiers, np.full(len(tiers), size)])  # extra is the last of the features
+        features = np.append(np.full(length, 1 / length), length - 1.0)
+        columns.append((places[:, :, None] * (size + 1) + places[:, None]).ravel())
+        values.append(np.tile(np.outer(features, features).ravel(), len(tiers)))
+        counts += [len(features) ** 2] * len(tiers)
+    table = sparse.csr_array(
+        (np.concatenate(values), np.concatenate(columns), np.cumsum(counts)), shape=(len(counts) - 1, (size + 1) ** 2)
+    )
+    table.eliminate_zeros()
+    return table
 
 
 def _smaller_tiers(size: int, length: int) -> int:
@@ -90,7 +109,7 @@ class TierChoices:
     def chunks(self) -> Iterator["TierChoices"]:
         """Parts whose arrays stay small."""
         size = self.members.shape[1]
-        rows = max(1, CHUNK // (len(alternatives(size, self.largest)[1]) * (size + 2)))
+        rows = max(1, CHUNK // max(len(alternatives(size, self.largest)[1]), (size + 1) ** 2))
         yield from (self.take(slice(first, first + rows)) for first in range(0, len(self.members), rows))
 
 
@@ -105,16 +124,17 @@ class Parameters:
 
 def _law(choices: TierChoices, at: Parameters) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean scores [N, M] and probabilities [N, M] of all alternatives, and log-probabilities [N] of the chosen ones."""
-    size = choices.members.shape[1]
-    means, extra = alternatives(size, choices.largest)
-    mean_scores = at.scores[choices.members] @ means.T
-    weights = at.temperatures[choices.raters, None] * mean_scores
+    means, extra = alternatives(choices.members.shape[1], choices.largest)
+    mean_scores = means @ at.scores[choices.members].T  # [M, N]: sums over the first axis are the fast ones
+    weights = at.temperatures[choices.raters] * mean_scores
     if choices.largest > 1:  # without ties log nu is minus infinity
-        weights += extra * at.log_nu
-    weights -= weights.max(1, keepdims=True)
-    log_sums = np.log(np.exp(weights).sum(1))
-    chosen = weights[:, choices.place] - log_sums
-    return mean_scores, np.exp(weights - log_sums[:, None]), chosen
+        weights += (extra * at.log_nu)[:, None]
+    weights -= weights.max(0)
+    chosen = weights[choices.place].copy()
+    law = np.exp(weights, out=weights)
+    sums = law.sum(0)
+    law /= sums
+    return mean_scores.T, law.T, chosen - np.log(sums)
 
 
 def log_likelihood(choices: Sequence[TierChoices], at: Parameters) -> float:
@@ -131,29 +151,37 @@ def log_likelihood(choices: Sequence[TierChoices], at: Parameters) -> float:
 
 
 def local_terms(choices: TierChoices, at: Parameters) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Log-probability [N], gradient [N, size + 2] and information [N, size + 2, size + 2] of each choice.
+    """Log-probability [N], gradient [N, size + 1] and information [N, size + 1, size + 1] of each choice.
 
-    All times how often it was made. The derivatives are by b s of each member, by log nu and by b; the information is
-    the covariance of what these multiply.
+    All times how often it was made. The derivatives are by b s of each member and by log nu; the information is the
+    covariance of what these multiply.
     """
     size = choices.members.shape[1]
     means, extra = alternatives(size, choices.largest)
-    mean_scores, law, chosen = _law(choices, at)
-    features = np.empty((*law.shape, size + 2))
-    features[..., :size], features[..., size], features[..., size + 1] = means, extra, mean_scores
-    expected = (law[:, None] @ features)[:, 0]
-    gradient = features[:, choices.place] - expected
-    features -= expected[:, None]
-    information = (features * law[..., None]).transpose(0, 2, 1) @ features
+    _, law, chosen = _law(choices, at)
+    expected = np.column_stack([law @ means, law @ extra])
+    gradient = np.append(means[choices.place], extra[choices.place]) - expected
+    information = (law @ products(size, choices.largest)).reshape(-1, size + 1, size + 1)
+    information -= expected[:, :, None] * expected[:, None]
     counts = choices.counts
     return counts * chosen, counts[:, None] * gradient, counts[:, None, None] * information
+
+
+def _with_temperature(slope: np.ndarray, bend: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Gradient and information with b as their last entry; it multiplies a mean score, a sum over the members."""
+    border = (bend[:, :, :-1] @ scores[..., None])[..., 0]
+    wide = np.empty((len(bend), *(np.array(bend.shape[1:]) + 1)))
+    wide[:, :-1, :-1], wide[:, :-1, -1], wide[:, -1, :-1] = bend, border, border
+    wide[:, -1, -1] = (border[:, :-1] * scores).sum(1)
+    return np.column_stack([slope, (slope[:, :-1] * scores).sum(1)]), wide
 
 
 def temperature_terms(choices: TierChoices, at: Parameters) -> tuple[np.ndarray, np.ndarray]:
     """Slope and information [N] of each choice by the temperature of its rater alone, times how often it was made."""
     means, law, _ = _law(choices, at)
-    expected = (law * means).sum(1)
-    variance = (law * means**2).sum(1) - expected**2
+    weighted = law * means
+    expected = weighted.sum(1)
+    variance = (weighted * means).sum(1) - expected**2
     return choices.counts * (means[:, choices.place] - expected), choices.counts * variance
 
 
@@ -274,9 +302,12 @@ class ChoiceModel:
             size = part.members.shape[1]
             value, slope, bend = local_terms(part, at)
             values += np.bincount(blocks.group[part.members[:, 0]], value, minlength=len(values))
-            scale = np.ones((len(slope), size + 2))
-            scale[:, :size] = at.temperatures[part.raters, None]
-            slope, bend = slope * scale, bend * scale[:, :, None] * scale[:, None]
+            if free_temperatures:
+                slope, bend = _with_temperature(slope, bend, at.scores[part.members])
+            by_score = at.temperatures[part.raters, None]
+            slope[:, :size] *= by_score
+            bend[:, :size] *= by_score[..., None]
+            bend[:, :, :size] *= by_score[..., None]
             gradient += np.bincount(part.members.ravel(), slope[:, :size].ravel(), minlength=blocks.items)
             _add(information, blocks.cells(part.members), bend[:, :size, :size])
             kept = [size] * self.free_nu + [size + 1] * free_temperatures

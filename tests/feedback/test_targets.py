@@ -16,15 +16,6 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from scipy import stats
 
 from conftest import with_format
-from rlhf_lab.feedback import comments as comment_module
-from rlhf_lab.feedback.comments import (
-    RIDGES,
-    Vocabulary,
-    comment_topics,
-    comments_to_model,
-    fit_comment_model,
-    terms,
-)
 from rlhf_lab.feedback.targets import (
     edit_changes,
     edit_to_demonstration,
@@ -54,7 +45,6 @@ from rlhf_lab.maths.mdp import TabularMDP, chain, dialogue, expected_return, pol
 from rlhf_lab.models.tokens import encode_responses
 from rlhf_lab.records import (
     Choice,
-    Comment,
     Comparison,
     Demonstration,
     Edit,
@@ -407,161 +397,6 @@ def test_ratings_to_scores():
     assert ratings_to_scores(given, reliability={"ann": 3, "bob": 1})[HI, "a"].mean == pytest.approx(0.625)
     with pytest.raises(ValueError, match=r"no weight for \['bob'\]"):
         ratings_to_scores(given, reliability={"ann": 1})
-
-
-# ---- comments ------------------------------------------------------------------------------------------------
-
-GOOD, BAD = ("clear", "helpful", "right", "kind"), ("wrong", "rude", "vague", "false")
-NEUTRAL = ("the", "reply", "names", "a", "place", "and", "says", "something", "about", "it", "today", "for", "visitor")
-
-
-def remarks(rng, count, told):
-    """Comments with a word that tells the score in a share `told` of them, and the scores."""
-    scores, texts = rng.random(count), []
-    for score in scores:
-        words = rng.choice(NEUTRAL, 6).tolist()
-        if rng.random() < told:
-            words.append(str(rng.choice(GOOD if score > 0.5 else BAD)))
-        rng.shuffle(words)
-        texts.append(" ".join(words))
-    return texts, scores
-
-
-def test_tfidf_by_hand():
-    texts = [terms(t) for t in ("Too long!", "too long", "It's wrong")]
-    vocabulary = Vocabulary.of(texts)
-    assert list(vocabulary.places) == ["long", "too", "too long"]
-    assert vocabulary.weights == pytest.approx([1 + math.log(4 / 3)] * 3)
-    row = vocabulary.table([terms("too too long")])[0]
-    assert row == pytest.approx(np.array([1, 2, 1]) / math.sqrt(6))
-    assert vocabulary.table([["unknown"]]).tolist() == [[0, 0, 0]]
-    assert texts[2] == ["it's", "wrong", "it's wrong"]
-
-
-def test_ridge_is_the_regression_with_the_smallest_error_of_leaving_one_out():
-    """Both by brute force: normal equations with an unpunished offset, and N fits without one comment each."""
-    texts, scores = remarks(np.random.default_rng(7), 24, told=0.8)
-    words = [terms(text) for text in texts]
-    table = Vocabulary.of(words).table(words)
-
-    def fit(rows, targets, ridge):
-        design = np.c_[rows, np.ones(len(rows))]
-        penalty = np.diag([ridge] * rows.shape[1] + [0.0])
-        return np.linalg.solve(design.T @ design + penalty, design.T @ targets)
-
-    def left_out(ridge):
-        error = 0.0
-        for i in range(len(table)):
-            keep = np.arange(len(table)) != i
-            solution = fit(table[keep], scores[keep], ridge)
-            error += (scores[i] - table[i] @ solution[:-1] - solution[-1]) ** 2
-        return error
-
-    best = min(RIDGES, key=left_out)
-    *coefficients, offset = fit(table, scores, best)
-    _, ours, our_offset = comment_module._ridge(words, scores)
-    assert ours == pytest.approx(np.array(coefficients), abs=1e-9)
-    assert our_offset == pytest.approx(offset)
-
-
-def test_a_comment_model_finds_what_comments_tell():
-    texts, scores = remarks(np.random.default_rng(8), 200, told=0.9)
-    model = fit_comment_model(texts, scores)
-    assert model.gain.verdict == "above 0"
-    assert 0.3 < model.explained < 0.75  # which side of 1/2 a score is on explains 3/4 of its variance
-    assert model.gain.count == 200
-    raises, lowers = model.telling(4)
-    assert set(raises) == set(GOOD)
-    assert set(lowers) == set(BAD)
-    assert "the comments predict the score" in repr(model)
-    high, low, unknown = model(["clear and kind", "wrong, rude", "xyzzy"])
-    assert high > 0.6 > 0.4 > low
-    assert unknown == pytest.approx(model.offset)
-
-
-def test_a_comment_model_says_that_it_predicts_nothing():
-    """On scores that have nothing to do with the comments, 0 of 200 are called predictive: at 2.5 % 5 are allowed.
-
-    More than 12 would be a chance of 0.2 % at 2.5 %.
-    """
-    rng = np.random.default_rng(9)
-    verdicts = []
-    for _ in range(200):
-        texts, _ = remarks(rng, 40, told=0.9)
-        verdicts.append(fit_comment_model(texts, rng.random(40)).gain.verdict)
-    assert verdicts.count("above 0") <= 12, verdicts.count("above 0")
-    texts, _ = remarks(rng, 40, told=0.9)
-    said = {repr(fit_comment_model(texts, rng.random(40))).rpartition(": ")[2] for _ in range(20)}
-    assert "INCONCLUSIVE" in said
-    assert "the comments predict the score" not in said
-
-
-def test_comments_on_one_reply_stay_together():
-    """A name that stands in all comments on one reply tells its score only to a model that saw that reply."""
-    rng = np.random.default_rng(10)
-    about = [i for i in range(40) for _ in range(5)]
-    score = rng.random(40)
-    texts = [f"{' '.join(rng.choice(NEUTRAL, 3))} name{i}" for i in about]
-    apart = fit_comment_model(texts, score[about])
-    together = fit_comment_model(texts, score[about], groups=about)
-    assert apart.gain.verdict == "above 0"
-    assert together.gain.verdict != "above 0"
-    assert together.gain.count == 40
-    comments = [Comment("Hi", f"reply {i}", text) for i, text in zip(about, texts, strict=True)]
-    scores = {(HI, f"reply {i}"): float(s) for i, s in enumerate(score)}
-    joined = comments_to_model([*comments, Comment("Hi", "unscored", "text")], scores)
-    assert joined.gain == together.gain
-    with pytest.raises(ValueError, match="none of 1 comments is on a reply with a score"):
-        comments_to_model(comments[:1], {})
-
-
-def test_too_few_comments():
-    with pytest.raises(ValueError, match=r"comments on 4 replies .* expected at least 10 replies"):
-        fit_comment_model(["a"] * 4, [1, 2, 3, 4])
-    with pytest.raises(ValueError, match="1 different scores"):
-        fit_comment_model(["a"] * 20, [1.0] * 20)
-    with pytest.raises(ValueError, match="got 2 texts, 3 scores"):
-        fit_comment_model(["a"] * 2, [1, 2, 3])
-    assert fit_comment_model([""] * 12, np.arange(12.0), folds=2).gain.verdict != "above 0"  # no words at all
-
-
-TOPICS = (
-    ("closing", "hours", "late", "monday"),
-    ("tone", "rude", "polite", "cold"),
-    ("address", "street", "map", "far"),
-)
-
-
-def test_topics_are_the_planted_ones():
-    rng = np.random.default_rng(11)
-    planted = [int(t) for t in rng.choice(3, 90, p=[0.5, 0.3, 0.2])]
-    others = [f"word{i}" for i in range(60)]
-    texts = [" ".join([*rng.choice(TOPICS[t], 3), "is", "the", *rng.choice(others, 2)]) for t in planted]
-    found = comment_topics(texts, count=3, words=4)
-    assert {frozenset(topic.words) for topic in found} == set(map(frozenset, TOPICS))
-    for topic in found:
-        (t,) = (t for t, names in enumerate(TOPICS) if set(names) == set(topic.words))
-        assert {planted[i] for i in topic.comments} == {t}
-        assert topic.share == planted.count(t) / 90
-    assert [topic.share for topic in found] == sorted((topic.share for topic in found), reverse=True)
-    assert sum(topic.share for topic in found) == pytest.approx(1)
-    assert comment_topics(texts, count=3) == comment_topics(texts, count=3)
-    for count in (0, 99):
-        with pytest.raises(ValueError, match="expected at least 1 topic"):
-            comment_topics(["a b", "c d"], count)
-
-
-def test_no_sweep_of_the_factorisation_raises_the_error():
-    table = np.random.default_rng(12).random((12, 9))
-    errors = []
-    for sweeps in range(60):
-        error, amounts, topics = comment_module._factorised(table, 3, np.random.default_rng(0), sweeps)
-        errors.append(error)
-        assert (amounts >= 0).all()
-        assert (topics >= 0).all()
-    assert (np.diff(errors) <= 1e-9).all()
-    exact = np.outer([1, 2, 0.0], [1, 0, 1.0]) + np.outer([0, 1, 3.0], [0, 2, 1.0])  # two topics make it whole
-    assert comment_module._factorised(exact, 2, np.random.default_rng(0), 3000)[0] < 1e-3
 
 
 # ---- dialogues -----------------------------------------------------------------------------------------------

@@ -16,7 +16,10 @@ from rlhf_lab.maths.choices import (
     Parameters,
     TierChoices,
     alternatives,
+    local_terms,
     log_likelihood,
+    products,
+    temperature_terms,
 )
 from rlhf_lab.maths.posterior import contrast_ends, contrast_marginals, copies, fit_posterior, only_group
 from rlhf_lab.maths.preferences import davidson_loss, plackett_luce_loss
@@ -85,6 +88,56 @@ def test_alternatives_begin_with_the_chosen_tier_of_each_length():
         assert extra[place] == tier - 1
     with pytest.raises(ValueError, match="Rank fewer replies at once"):
         alternatives(30, 15)
+
+
+@pytest.mark.parametrize(("size", "largest"), [(1, 1), (4, 1), (4, 2), (5, 5)])
+def test_products_are_those_of_every_two_features(size, largest):
+    features = np.column_stack(alternatives(size, largest))
+    expected = features[:, :, None] * features[:, None]
+    assert (products(size, largest).toarray().reshape(expected.shape) == expected).all()
+
+
+@pytest.mark.parametrize(
+    ("size", "tier", "largest"), [(2, 1, 1), (2, 2, 2), (4, 2, 3), (5, 1, 5), (6, 4, 4), (7, 7, 7)]
+)
+def test_a_choice_by_listing_every_tier(size, tier, largest):
+    """Log-probability, gradient, covariance, and both by the rater's temperature, by sums over tiers in plain words."""
+    generator = np.random.default_rng(size)
+    items = generator.permutation(9)[:size]
+    point = at(3 * generator.normal(size=9), log_nu=0.4, temperatures=[1.0, -0.6])
+    tiers = [t for k in range(1, largest + 1) for t in itertools.combinations(range(size), k)]
+    means = [np.mean([point.scores[items[i]] for i in t]) for t in tiers]
+    weights = np.exp([-0.6 * mean + (len(t) - 1) * 0.4 for mean, t in zip(means, tiers, strict=True)])
+    law = weights / weights.sum()
+    features = np.array([[*((i in t) / len(t) for i in range(size)), len(t) - 1] for t in tiers])
+    centred = features - law @ features
+    chosen = tiers.index(tuple(range(tier)))
+    three = choice(items, tier, largest, counts=3, rater=1)
+    value, gradient, information = local_terms(three, point)
+    assert value == pytest.approx(3 * np.log(law[chosen]))
+    assert gradient[0] == pytest.approx(3 * centred[chosen], abs=1e-12)
+    assert information[0] == pytest.approx(3 * (centred.T * law) @ centred, abs=1e-12)
+    slope, bend = temperature_terms(three, point)
+    assert slope == pytest.approx(3 * (means[chosen] - law @ means))
+    assert bend == pytest.approx(3 * law @ (means - law @ means) ** 2)
+    everything = np.zeros((len(tiers), 12))  # 9 scores, log nu, 2 temperatures
+    everything[:, items], everything[:, 9], everything[:, 11] = -0.6 * features[:, :-1], features[:, -1], means
+    everything -= law @ everything
+    _, matrix = dense(ChoiceModel([three], Blocks([9]), 1.0, free_nu=True), point)
+    priors = np.diag([1.0] * 9 + [1 / LOG_NU_STD**2] + [1 / TEMPERATURE_STD**2] * 2)
+    assert matrix == pytest.approx(priors + 3 * (everything.T * law) @ everything, abs=1e-12)
+
+
+def test_choices_in_parts_are_those_in_one(monkeypatch):
+    generator = np.random.default_rng(3)
+    members = generator.permuted(np.tile(np.arange(5), (70, 1)), axis=1)
+    whole = TierChoices(members, 2, 4, generator.random(70), np.zeros(70, dtype=int))
+    point = at(generator.normal(size=5))
+    monkeypatch.setattr("rlhf_lab.maths.choices.CHUNK", 500)  # of 30 tiers, and 36 products of features
+    parts = list(whole.chunks())
+    assert [len(part.members) for part in parts] == [13] * 5 + [5]
+    for i, expected in enumerate(local_terms(whole, point)):
+        assert np.concatenate([local_terms(part, point)[i] for part in parts]) == pytest.approx(expected)
 
 
 # -- derivatives and the mode -----------------------------------------------------------------------------------------
