@@ -208,6 +208,10 @@ def consensus(
     The mode of the posterior, by Newton's method; with a flat prior it is the maximum of the likelihood. Judgements
     count as independent, also those of the same question by the same rater: clean repeated ones out first.
 
+    Every tier that could have been chosen is counted, up to 2^n - 1 among n replies. On one core 10,000 rankings of 8
+    replies take about 2 s, with ties of any size or none; with `reliability` 10 s without ties and 25 s with them, and
+    10,000 choices between two replies 1 s.
+
     Args:
         judgements: events as `standing` returns them, or records. Comparisons, choices, rankings (with tiers, of any
             of a prompt's replies) and choices of segments are used. A tie may be called in choices and in rankings if

@@ -30,6 +30,25 @@ CHROMIUM_FLAGS = [
     "--disable-sync",
 ]
 PANEL = "window.jupyterapp.shell.currentWidget"
+PAGE = "<!doctype html><html lang=en><head><title>widget</title></head><body data-jp-theme-light=true><main id=here>"
+MODEL = """
+window.mount = async ([source, state, content]) => {
+  const module = await import(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
+  const data = { state, content }, on = {};
+  const model = {
+    get: (name) => data[name],
+    on: (name, call) => (on[name] ||= []).push(call),
+    off() {},
+    async send(message) {
+      const answer = JSON.parse(await window.toPython(JSON.stringify(message)));
+      if (JSON.stringify(answer.content) !== JSON.stringify(data.content)) data.content = answer.content;
+      data.state = answer.state;
+      for (const call of on["change:state"] || []) call();
+    },
+  };
+  module.default.render({ model, el: document.getElementById("here") });
+};
+"""
 
 
 def wait_for(condition, patience=PATIENCE, pause=0.05):
@@ -165,3 +184,21 @@ class Notebook:
         found = cell.locator(name)
         found.scroll_into_view_if_needed()
         return found
+
+
+# ---- a widget without JupyterLab -----------------------------------------------------------------------------------
+
+
+def open_widget(page, view):
+    """Show a view on an empty page: what it sends goes to the real object, and the answers come back."""
+
+    def answer(text):
+        view.receive(json.loads(text))
+        return json.dumps({"state": view.state, "content": view.content})
+
+    page.expose_function("toPython", answer)
+    page.set_content(PAGE)
+    page.add_style_tag(content=view._css)
+    page.add_script_tag(content=MODEL)
+    page.evaluate("all => window.mount(all)", [view._esm, view.state, view.content])
+    return page.locator(".rlhf-widget")

@@ -4,10 +4,23 @@ One JupyterLab for all of them, and a cell for each test. RLHF_LAB_SCREENSHOTS n
 """
 
 import os
+import signal
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from lab_pages import Notebook, browser_page, jupyterlab, serious_faults, wait_for, write_notebook
+import widget_pictures
+from lab_pages import (
+    Notebook,
+    browser_page,
+    jupyterlab,
+    new_page,
+    open_widget,
+    serious_faults,
+    wait_for,
+    write_notebook,
+)
 
 from rlhf_lab.feedback.store import Store
 from rlhf_lab.records import Choice, Comment, Edit, Mark, Message, Ranking, Rating
@@ -18,7 +31,10 @@ HOSTILE = (
     "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'> $x^2$ 🐘 \u202eback\u202c </div> \0"
 )
 SETUP = f"""
+import os, time
 from dataclasses import replace
+from pathlib import Path
+Path("kernel.pid").write_text(str(os.getpid()))
 import torch
 from rlhf_lab import load_language_model
 from rlhf_lab.classroom.widgets import dialogue
@@ -33,6 +49,11 @@ write = dialogue.write_reply
 
 def sometimes_hostile(lm, prompt, **options):
     reply = write(lm, prompt, **options)
+    if "slowly" in prompt[-1].content:
+        Path("writing").touch()
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            time.sleep(0.02)
     if "hostile" in prompt[-1].content:
         text = {HOSTILE!r}
         return replace(reply, text=text, pieces=(text, *[""] * (len(reply.pieces) - 1)))
@@ -48,7 +69,11 @@ CELLS = [
     "PlainChat(dialogue.Dialogue(two, store=True, study='plain'))",
     "Chat(two, reference=base, store=True, study='keys', max_new_tokens=24)",
     "Chat(two, reference=base, show_oracle=True, study='pictures')",
+    "Chat(two, store=True, study='slow', max_new_tokens=16)",
+    "Chat(base, store=True, study='locked', max_new_tokens=16)",
+    "Chat(two, store=True, study='kill', max_new_tokens=16)",
 ]
+SLOW, LOCKED, KILLED = 6, 7, 8  # of the cells
 KINDS = {  # of elements that can have the focus, by the button that opens where they are
     "Numbers: base, turn 1": [".rlhf-chat-panel [tabindex]"],
     "Mark words: base, turn 1": [".rlhf-chat-word", ".rlhf-chat-score", "button[aria-expanded=true]"],
@@ -328,3 +353,153 @@ def test_nothing_is_clipped_and_axe_finds_nothing_serious(notebook, page, width,
     finally:
         page.set_viewport_size({"width": 1200, "height": 1000})
         notebook.theme(False)
+
+
+# ---- on a page of its own ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def alone(page):
+    """Show a chat without JupyterLab."""
+    pages = []
+
+    def show(chat, **options):
+        pages.append(new_page(page.context.browser, **options))
+        return open_widget(pages[-1], chat)
+
+    yield show
+    for made in pages:
+        made.close()
+
+
+def test_keys_of_the_panels(alone):
+    chat = widget_pictures.chat()
+    reply = chat.dialogue.turns[0].replies[1][0].text
+    view = alone(chat)
+    press(view, "Comment: SFT, turn 1")
+    view.page.keyboard.type("Good.\n")
+    view.page.keyboard.press("Control+Enter")
+    wait_for(lambda: isinstance(chat.events()[-1].record, Comment))
+    wait_for(lambda: focused(view.page) == "0.1.0.comment")
+    press(view, "Mark words: SFT, turn 1")
+    for key in ("ArrowRight", "ArrowRight", "ArrowLeft", "Space", "Control+Enter"):
+        view.page.keyboard.press(key)
+    wait_for(lambda: isinstance(chat.events()[-1].record, Mark))
+    [(start, end)] = chat.events()[-1].record.spans
+    assert reply[start:end] == reply.split()[1]
+    assert view.locator(".rlhf-chat-panel").count() == 0
+
+
+def test_an_error_is_in_view_from_the_first_turn_of_a_long_chat(alone):
+    view = alone(widget_pictures.chat(), viewport={"width": 600, "height": 300})
+    view.get_by_label("Your message").press("Enter")
+    told = view.get_by_role("alert")
+    told.wait_for()
+    view.page.evaluate("scrollTo(0, 0)")
+    box = told.bounding_box()
+    assert 0 <= box["y"] <= 300 - box["height"]
+
+
+@pytest.mark.parametrize("forced", ["none", "active"])
+def test_levels_of_tokens_differ_in_their_lines(alone, forced):
+    view = alone(widget_pictures.chat(), forced_colors=forced)
+    view.get_by_label("Colour tokens by").select_option("log-prob")
+    levels = view.locator(".rlhf-chat-legend [class^=rlhf-level]")
+    levels.first.wait_for()
+    looks = "all => all.map((n) => getComputedStyle(n).borderBottom)"
+    assert len(set(levels.evaluate_all(looks))) == 5
+
+
+# ---- what goes wrong ---------------------------------------------------------------------------------------------
+
+
+def texts(view):
+    return view.locator(".rlhf-chat-turn .rlhf-text").all_inner_texts()
+
+
+def let_it_write_slowly(field, folder):
+    """Send a message at which a model writes for a minute, and wait until it does."""
+    (folder / "writing").unlink(missing_ok=True)
+    field.fill("Write slowly")
+    field.press("Enter")
+    wait_for((folder / "writing").exists)
+
+
+def test_an_interrupt_while_a_model_writes_keeps_what_was_said(notebook, page, folder):
+    view = notebook.view(SLOW)
+    say(view, LIBRARY, 1)
+    press(view, "Rate SFT 2 of 5")
+    view.get_by_text("1 judgement, saved in").wait_for()
+    before = texts(view)
+    field = view.get_by_label("Your message")
+    let_it_write_slowly(field, folder)
+    view.get_by_text("The models are writing").first.wait_for()
+    notebook.ask("await app.commands.execute('notebook:interrupt-kernel')")
+    told = view.get_by_role("alert")
+    told.wait_for()
+    assert "Interrupted; the conversation is as it was before" in told.inner_text()
+    assert texts(view) == before
+    assert field.input_value() == "Write slowly"
+    assert view.get_attribute("aria-busy") == "false"
+    press(view, "Rate SFT 4 of 5")  # and it goes on: a judgement, another reply, a message
+    wait_for(lambda: [r.score for r in records(folder, "slow")] == [4])
+    press(view, "Another reply of SFT, turn 1")
+    view.get_by_text("2 of 2", exact=True).wait_for()
+    assert view.get_by_role("alert").all_inner_texts() == []
+    say(view, "And who runs it?", 2)
+    assert texts(view)[:2] == before[:2]
+
+
+def test_what_a_locked_store_refused_is_saved_once_on_request(notebook, folder):
+    view = notebook.view(LOCKED)
+    say(view, LIBRARY, 1)
+    with closing(sqlite3.connect(folder / "feedback.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        press(view, "Rate model 4 of 5")
+        told = view.get_by_role("alert")
+        told.wait_for()
+        assert "Another program is writing to it; wait for it or close it, and save again" in told.inner_text()
+        view.get_by_text("1 judgement, 1 not saved yet").wait_for()
+        assert records(folder, "locked") == []
+    press(view, "Try to save again")
+    view.get_by_text("1 judgement, saved in").wait_for()
+    assert view.get_by_role("alert").count() == 0
+    assert view.get_by_role("button", name="Try to save again").count() == 0
+    assert view.evaluate("root => root.contains(document.activeElement)")
+    with Store(folder / "feedback.db") as store:
+        [event] = store.events("locked")
+    assert event.record.score == 4
+
+
+def test_kernel_killed(notebook, page, folder):
+    """It dies while a model writes, after a judgement: the reader is told what is kept and where, and begins anew."""
+    view = notebook.view(KILLED)
+    say(view, LIBRARY, 1)
+    reply = texts(view)[1]
+    press(view, "Rate base 4 of 5")
+    view.get_by_text("1 judgement, saved in").wait_for()
+    before = records(folder, "kill")
+    assert before == [Rating(LIBRARY, reply, 4, 1, 5, "you")]
+    field = view.get_by_label("Your message")
+    let_it_write_slowly(field, folder)
+    os.kill(int((folder / "kernel.pid").read_text()), signal.SIGKILL)
+    told = view.get_by_role("alert")
+    told.wait_for()
+    assert "run this cell again; 1 judgement is in" in told.inner_text()
+    assert str(folder / "feedback.db") in told.inner_text()
+    assert texts(view)[:2] == [LIBRARY, reply]  # it stays to be read and copied
+    dialog = page.locator(".jp-Dialog button.jp-mod-accept")
+    wait_for(lambda: dialog.count() and (dialog.first.click() or True), patience=30)
+    notebook.wait_until_idle()
+    notebook.run_all()
+    view = notebook.view(KILLED)
+    view.get_by_text("1 judgement from before is kept in").wait_for()
+    assert str(folder / "feedback.db") in view.locator(".rlhf-chat-log").inner_text()
+    assert view.get_by_label("Your message").input_value() == "Write slowly"  # what was not answered is not lost
+    assert view.get_by_role("alert").count() == 0
+    assert records(folder, "kill") == before
+    say(view, LIBRARY, 1)
+    press(view, "Rate SFT 1 of 5")
+    view.get_by_text("1 judgement, saved in").wait_for()
+    assert "1 more from before" in view.locator(".rlhf-chat-bar").last.inner_text()
+    assert [r.score for r in records(folder, "kill")] == [4, 1]

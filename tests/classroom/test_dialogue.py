@@ -611,6 +611,49 @@ def test_what_was_not_saved_is_saved_on_request(shipped, tmp_path, monkeypatch):
     assert [event.record.score for event in chat.dialogue.store.standing("chat")] == [3]
 
 
+def test_a_new_chat_says_what_is_kept_of_the_one_before(shipped, tmp_path):
+    path = tmp_path / "feedback.db"
+
+    def chat(**options):
+        return Chat(shipped, store=path, max_new_tokens=8, **options)
+
+    first = chat()
+    assert (first.state["kept"], first.state["earlier"]) == ("", 0)
+    ask(first, "say", "Hi")
+    for score in (3, 4):  # the second one replaces the first
+        ask(first, "rate", 0, 0, 0, score)
+    other = chat(rater="Mia")
+    ask(other, "say", "Hi")
+    ask(other, "rate", 0, 0, 0, 1)
+    second = chat()
+    assert second.state["kept"].startswith(f"1 judgement from before is kept in {path}, with the prompts and replies")
+    ask(second, "say", "Hi")
+    ask(second, "comment", 0, 0, 0, "Good.")
+    assert [second.state[name] for name in ("count", "earlier", "stored")] == [1, 1, 2]
+    ask(second, "undo")
+    assert [second.state[name] for name in ("count", "earlier", "stored")] == [0, 1, 1]
+    assert chat(study="other").state["kept"] == ""
+    ask(second, "comment", 0, 0, 0, "Bad.")
+    third = chat()
+    assert "2 judgements from before are kept in" in third.state["kept"]
+    assert "2 judgements from before are kept in" in PlainChat(third.dialogue).problem.value
+    assert [event.record.reply for event in third.dialogue.store.standing("chat") if event.rater == "you"] == [
+        first.dialogue.turns[0].replies[0][0].text,
+        second.dialogue.turns[0].replies[0][0].text,
+    ]
+
+
+def test_a_store_that_cannot_be_read_is_said_and_stops_no_chat(shipped, tmp_path):
+    path = tmp_path / "feedback.db"
+    path.write_text("This is no database. " * 100)
+    chat = Chat(shipped, store=path, max_new_tokens=8)
+    assert "cannot be read" in chat.state["kept"]
+    assert "Keep the file" in chat.state["kept"]
+    assert ask(chat, "say", "Hi") == ""
+    assert "is no store, or damaged" in ask(chat, "rate", 0, 0, 0, 3)
+    assert (chat.state["unsaved"], chat.state["stored"]) == (1, 0)
+
+
 def test_the_browser_can_ask_for_what_there_is():
     assert [op for op in Chat.operations if not callable(getattr(Dialogue, op, None))] == []
 

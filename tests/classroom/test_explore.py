@@ -2,16 +2,22 @@
 
 import itertools
 import json
-from math import exp, log
+from math import comb, exp, log
 
 import matplotlib.pyplot as plt
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from scipy.integrate import quad
+from scipy.optimize import brentq
+from scipy.special import expit
 
 from rlhf_lab.classroom import explore, plots
-from rlhf_lab.classroom.explorables import control, laws
+from rlhf_lab.classroom.explorables import control, feedback, laws
 from rlhf_lab.classroom.explorables.draggable import Axis, Dial, Explorable, Line, Panel, Plan, Scene, draw, still
+from rlhf_lab.feedback.aggregation import consensus
+from rlhf_lab.maths.agreement import cohen_kappa, percent_agreement
+from rlhf_lab.records import Comparison
 
 NAMES = ["clip", "gae_lambda", "discount", "leash", "sampling_law", "best_of_n", "agreement", "next_labels"]
 
@@ -158,6 +164,74 @@ def test_reward_at_kl_is_that_of_the_optimum_with_this_kl():
     optimum = world.optimum(ref_law, 0.2)
     kl, reward = world.kl(optimum, ref_law).item(), world.expected_reward(optimum).item()
     assert laws.reward_at_kl(kl, 27) == pytest.approx(reward, abs=1e-9)
+
+
+def points_of(scene):
+    return [mark for panel in scene.panels for mark in panel.marks if mark.kind == "points"]
+
+
+@pytest.mark.parametrize(("good", "attention"), [(0.5, 0.5), (0.9, 0.5), (0.9, 0.9), (0.2, 0.3), (0.3, 0.0)])
+def test_agreement_is_that_of_the_labels_of_two_raters(good, attention):
+    """The law by its 8 cases (good or not, who looks); then labels in these shares, measured by `maths.agreement`."""
+    pairs = list(itertools.product((True, False), repeat=2))
+    law = dict.fromkeys(pairs, 0.0)
+    for truth, *looks in itertools.product((True, False), repeat=3):
+        weight = good if truth else 1 - good
+        for looking in looks:
+            weight *= attention if looking else 1 - attention
+        for said in pairs:
+            chances = [
+                float(label == truth) if looking else good if label else 1 - good
+                for label, looking in zip(said, looks, strict=True)
+            ]
+            law[said] += weight * chances[0] * chances[1]
+    observed, _ = feedback.two_raters(good, attention)
+    assert observed == pytest.approx(list(law.values()), abs=1e-12)
+    counts = [round(10_000 * share) for share in law.values()]
+    assert counts == pytest.approx([10_000 * share for share in observed])
+    first, second = ([said[i] for said, n in zip(pairs, counts, strict=True) for _ in range(n)] for i in (0, 1))
+    agreed, by_chance, kappa = (mark.y[0] for mark in points_of(feedback.agreement_scene(good, attention)))
+    assert agreed == pytest.approx(percent_agreement(first, second))
+    assert by_chance == pytest.approx(good**2 + (1 - good) ** 2)
+    assert kappa == pytest.approx(cohen_kappa(first, second), abs=1e-9)
+    assert kappa == pytest.approx(attention**2)
+
+
+def difference_by_quadrature(wins, losses):
+    """Density of the difference of two scores with N(0, 1) priors, and the posterior mean and 95 % interval."""
+    likelihood = lambda d: expit(d) ** wins * expit(-d) ** losses * exp(-d * d / 4)  # noqa: E731
+    total = quad(likelihood, -12, 12)[0]
+    below = lambda end: quad(likelihood, -12, end)[0] / total  # noqa: E731
+    ends = [brentq(lambda d, level=level: below(d) - level, -10, 10) for level in (0.025, 0.975)]
+    return lambda d: likelihood(d) / total, quad(lambda d: d * likelihood(d), -12, 12)[0] / total, *ends
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(0, 0), (3, 1), (15, 5), (20, 0)])
+def test_the_difference_after_some_labels_is_that_of_quadrature_and_of_the_consensus(wins, losses):
+    density, *expected = difference_by_quadrature(wins, losses)
+    _, *found = feedback.difference_after(wins, losses)
+    assert found == pytest.approx(expected, abs=2e-3)
+    judged = [Comparison("Hi", "a", "b")] * wins + [Comparison("Hi", "b", "a")] * losses
+    if judged:
+        bar = consensus(judged).contrast("a", "b")
+        assert found == pytest.approx([bar.mean, bar.low, bar.high], abs=5e-3)
+    line = [mark for mark in feedback.next_labels_scene(wins, losses).panels[0].marks if isinstance(mark, Line)][1]
+    assert line.y == pytest.approx([density(x) for x in line.x], abs=1e-3)
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(0, 0), (3, 1), (0, 4)])
+def test_the_width_ahead_is_the_mean_over_everything_that_three_labels_may_say(wins, losses):
+    density, *_ = difference_by_quadrature(wins, losses)
+    expected, widths = 0.0, []
+    for more in range(4):
+        chance = quad(lambda d, k=more: comb(3, k) * expit(d) ** k * expit(-d) ** (3 - k) * density(d), -12, 12)[0]
+        _, _, low, high = difference_by_quadrature(wins + more, losses + 3 - more)
+        expected += chance * (high - low)
+        widths.append(high - low)
+    found = feedback.widths_ahead(wins, losses)
+    assert found[3] == pytest.approx((expected, min(widths), max(widths)), abs=4e-3)
+    [ten] = points_of(feedback.next_labels_scene(wins, losses))
+    assert (ten.x, ten.y) == ([10], [found[10][0]])
 
 
 # ---- scenes --------------------------------------------------------------------------------------------------

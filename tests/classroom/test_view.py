@@ -2,15 +2,23 @@
 
 import base64
 import json
+import queue
+import re
+import signal
+import threading
+from types import SimpleNamespace
 
 import nbformat
 import pytest
+import widget_pictures
 from IPython.core.formatters import DisplayFormatter
 
 from rlhf_lab.classroom import course
-from rlhf_lab.classroom.widgets import bridge, view as views
+from rlhf_lab.classroom.widgets import bridge, chat as chats, view as views
+from rlhf_lab.classroom.widgets.bridge import picture_of
 from rlhf_lab.classroom.widgets.session import FeedbackSession
-from rlhf_lab.classroom.widgets.view import ALT, FeedbackView, picture_of
+from rlhf_lab.classroom.widgets.view import ALT, FeedbackView
+from rlhf_lab.feedback import store as stores
 from rlhf_lab.feedback.questions import Compare, EditReply, MarkWords, Rank, Rate
 from rlhf_lab.feedback.store import Store
 
@@ -98,6 +106,41 @@ def test_an_interrupt_leaves_an_answer(monkeypatch):
     assert view.state["ack"] == "k"
 
 
+def test_an_interrupt_reaches_what_another_thread_was_asked_for(monkeypatch):
+    """As in JupyterLab: requests come in a thread without signals, and the idle main thread ignores them."""
+    calls, ends, place = queue.Queue(), queue.Queue(), []
+    kernel = SimpleNamespace(io_loop=SimpleNamespace(add_callback=calls.put))
+    monkeypatch.setattr(bridge, "get_ipython", lambda: SimpleNamespace(kernel=kernel))
+
+    def ask_for(work):
+        try:
+            ends.put(bridge.in_main_thread(work))
+        except BaseException as error:
+            ends.put(type(error))
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        for work, end in [
+            (lambda: place.append(threading.current_thread()), None),
+            (lambda: signal.raise_signal(signal.SIGINT), KeyboardInterrupt),
+            (lambda: place.index("nowhere"), ValueError),
+        ]:
+            thread = threading.Thread(target=ask_for, args=[work])
+            thread.start()
+            calls.get(timeout=60)()
+            assert ends.get(timeout=60) is end
+            thread.join()
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert place == [threading.main_thread()]
+
+
+def test_a_store_answers_before_the_reader_is_told_that_nobody_does():
+    [patience] = re.findall(r"const PATIENCE = (\d+);", bridge.script())
+    assert int(patience) > 1000 * stores.PATIENCE + 1000
+
+
 def test_errors_say_the_remedy(tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -159,9 +202,33 @@ def test_stored_notebook_shows_a_picture(tmp_path):
     assert kept.metadata["image/png"]["alt"] == ALT["rank"]
 
 
-def test_each_form_has_a_picture():
-    for form, words in ALT.items():
-        size = len(base64.b64decode(picture_of(form)))
-        assert 5_000 < size < 40_000, form
-        assert words.endswith(".")
+def test_each_widget_has_a_picture():
+    words = ALT | {"chat": chats.ALT}
+    assert set(widget_pictures.views()) == set(words)
+    for name, text in words.items():
+        assert 5_000 < len(base64.b64decode(picture_of(name))) < 40_000, name
+        assert text.endswith(".")
     assert picture_of("no form") == ""
+    data, metadata = DisplayFormatter().format(widget_pictures.chat())
+    assert data["image/png"] == picture_of("chat")
+    assert metadata["image/png"]["alt"] == chats.ALT
+
+
+def test_pictures_show_the_widgets_as_they_are():
+    drawn = json.loads(widget_pictures.SOURCES.read_text(encoding="utf-8"))
+    shown = {name: widget_pictures.digest(make()) for name, make in widget_pictures.views().items()}
+    stale = [name for name in shown | drawn if drawn.get(name) != shown.get(name)]
+    assert not stale, (
+        f"scripts, styles or texts of {', '.join(stale)} changed: run `{widget_pictures.COMMAND}`, and look"
+    )
+
+
+def test_a_picture_is_stale_when_what_it_shows_changes(monkeypatch):
+    view = widget_pictures.session_view("rate")
+    before = widget_pictures.digest(view)
+    assert widget_pictures.digest(widget_pictures.session_view("rate")) == before
+    ask(view, "rate", 5)
+    assert widget_pictures.digest(view) != before
+    again = widget_pictures.session_view("rate")
+    again._css += ".rlhf-card { color: red; }"
+    assert widget_pictures.digest(again) != before

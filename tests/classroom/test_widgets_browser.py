@@ -8,8 +8,11 @@ import signal
 from pathlib import Path
 
 import pytest
-from lab_pages import Notebook, jupyterlab, launched, new_page, serious_faults, wait_for, write_notebook
+from lab_pages import Notebook, jupyterlab, launched, new_page, open_widget, serious_faults, wait_for, write_notebook
 
+from rlhf_lab.classroom.widgets.session import FeedbackSession
+from rlhf_lab.classroom.widgets.view import FeedbackView
+from rlhf_lab.feedback.questions import Compare, MarkWords, Rank, Rate
 from rlhf_lab.feedback.store import Store
 
 REPLIES = [
@@ -95,9 +98,8 @@ def notebook(browser, lab):
 class View:
     """A widget on the page."""
 
-    def __init__(self, notebook, index):
-        self.notebook, self.page = notebook, notebook.page
-        self.root = notebook.view(index)
+    def __init__(self, page, root, notebook=None):
+        self.page, self.root, self.notebook = page, root, notebook
 
     def says(self, text):
         """Wait until it says so."""
@@ -133,7 +135,8 @@ class View:
 
 @pytest.fixture
 def see(notebook):
-    return lambda name: View(notebook, 1 + [*CELLS, "plain", *DOOMED].index(name))
+    names = [*CELLS, "plain", *DOOMED]
+    return lambda name: View(notebook.page, notebook.view(1 + names.index(name)), notebook)
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +145,20 @@ def judged(folder):
     store = Store(folder / "feedback.db")
     yield lambda study: [event.record for event in store.standing(study)]
     store.close()
+
+
+@pytest.fixture
+def alone(browser):
+    """Show a session on a page of its own, without JupyterLab."""
+    pages = []
+
+    def show(session, **options):
+        pages.append(new_page(browser, **{"reduced_motion": "reduce"} | options))
+        return View(pages[-1], open_widget(pages[-1], FeedbackView(session)))
+
+    yield show
+    for page in pages:
+        page.close()
 
 
 def grab(view, grip, x, y):
@@ -503,6 +520,172 @@ def test_hostile_texts_stay_texts(see, notebook):
     view.says("Saved in feedback.db")
     page.wait_for_timeout(300)
     assert page.evaluate("window.hacked") is None
+
+
+@pytest.mark.browser
+def test_it_goes_on_by_itself(alone):
+    questions = [*(Rank(f"Where is the zoo? {i}", tuple(REPLIES[:2])) for i in range(2)), Rate("When?", REPLIES[3])]
+    session = FeedbackSession([*questions, MarkWords("When?", REPLIES[3])], auto_advance=True)
+    view = alone(session)
+    view.root.locator(".rlhf-card").first.focus()
+    view.press("1 2 Enter")  # Enter, out of habit, does not pass over the next question
+    view.says("It goes on by itself")
+    assert "Question 2" in view.root.inner_text()
+    assert view.inside()
+    view.page.wait_for_timeout(700)  # but after a look at it, it does
+    view.press("Enter")
+    view.says("Question 3")
+    view.root.get_by_role("button", name="Previous").click()
+    view.says("Question 2")
+    view.press("2 1")
+    view.says("Now question 3")
+    view.root.get_by_role("radio", name="Score 4 of 5").click()
+    view.says("Now question 4")
+    assert session.progress.judged == 3
+    assert view.root.evaluate("root => document.activeElement === root || root.contains(document.activeElement)")
+    view.press("u")  # which reaches into the question before, and so it asks
+    assert "question 3" in view.root.get_by_role("group", name="Undo?").inner_text()
+    view.press("Escape")
+    assert session.progress.judged == 3
+
+
+@pytest.mark.browser
+def test_a_full_disk_is_said_and_nothing_is_lost(alone, tmp_path):
+    store = Store(tmp_path / "feedback.db")
+    questions = [Rank("Where is the zoo?", tuple(REPLIES[:2])), Rate("When?", REPLIES[3]), Rate("Where?", REPLIES[0])]
+    session = FeedbackSession(questions, store, study="full")
+    session.rate(2) if session.question.form == "rate" else session.rank([[0], [1]])
+    [pages] = store._connection().execute("PRAGMA page_count").fetchone()
+    store._connection().execute(f"PRAGMA max_page_count = {pages}")
+    view = alone(session, viewport={"width": 360, "height": 900})
+    told = view.root.get_by_role("alert")
+    for number, score in ((2, 4), (3, 5)):
+        view.click("Next")
+        view.says(f"Question {number}")
+        view.root.get_by_role("radio", name=f"Score {score} of 5").click()
+        for _ in range(200):  # until the file is full: a change of mind is an event too
+            if told.count():
+                break
+            view.root.get_by_role("radio", name="Score 3 of 5").click()
+            view.root.get_by_role("radio", name=f"Score {score} of 5").click()
+        told.wait_for()
+    text = told.inner_text()
+    assert f"{store.path} cannot be written (database or disk is full)" in text
+    assert "Free some space, or name a file in a folder you may write to: set RLHF_LAB_STORE" in text
+    assert view.root.evaluate(CLIPPED) == []
+    assert "NOT saved in feedback.db" in view.root.locator(".rlhf-line").inner_text()
+    stored = [event.record.score for event in store.standing("full") if hasattr(event.record, "score")]
+    assert 5 not in stored
+    view.click("Try to save again")
+    store._connection().execute("PRAGMA max_page_count = 100000")
+    view.click("Try to save again")
+    told.wait_for(state="detached")
+    assert view.inside()
+    view.says("Saved in feedback.db")
+    assert [event.record.score for event in store.standing("full")[1:]] == [4, 5]
+    assert session.progress.unsaved == 0
+    store.close()
+
+
+def touch(view, *points):
+    """Put a finger down, move it over the points, and lift it."""
+    finger = view.page.context.new_cdp_session(view.page)
+    for kind, at in [("touchStart", points[0]), *(("touchMove", point) for point in points[1:]), ("touchEnd", None)]:
+        finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": at[0], "y": at[1]}] if at else []})
+
+
+@pytest.mark.browser
+def test_touch(alone):
+    session = FeedbackSession([Rank("Where is the zoo?", tuple(REPLIES)), Rate("When?", REPLIES[3])])
+    view = alone(session, viewport={"width": 420, "height": 1300}, has_touch=True)
+
+    def tap(name):
+        view.root.get_by_role("button", name=name, exact=True).tap()
+
+    def middle(node):
+        box = node.bounding_box()
+        return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+    def drag(grip, place):
+        (x, y), (a, b) = middle(grip), place
+        touch(view, (x, y), *((x + (a - x) * part / 6, y + (b - y) * part / 6) for part in range(1, 7)))
+
+    tap("Reply C, give rank 1")
+    view.becomes("C")
+    tap("Reply A, also rank 1")
+    view.becomes("AC")
+    assert view.root.locator(".rlhf-tier").get_by_text("tie", exact=True).count() == 1
+    tap("Reply B, give rank 2")
+    tap("Up: reply B, rank 2")
+    view.becomes("B", "AC")
+    box = view.root.locator(".rlhf-tier").first.bounding_box()
+    drag(view.root.locator(".rlhf-card .rlhf-edge").nth(3), (box["x"] + 100, box["y"] + 2))
+    view.becomes("D", "B", "AC")
+    assert session.status == "done"
+    drag(view.root.locator(".rlhf-chip .rlhf-grip").first, middle(view.root.locator(".rlhf-tier").nth(1)))
+    view.becomes("BD", "AC")
+    tap("Undo")
+    view.becomes("D", "B", "AC")
+    tap("Remove reply D, rank 1")
+    view.becomes("B", "AC")
+    # A finger on the text of a card scrolls the page.
+    view.page.set_viewport_size({"width": 420, "height": 400})
+    x, y = middle(view.root.locator(".rlhf-card .rlhf-text").first)
+    touch(view, *((x, min(y, 350) - 25 * step) for step in range(10)))
+    wait_for(lambda: view.page.evaluate("scrollY") > 50)
+    assert view.order() == ["B", "AC"]
+    tap("Skip")
+    tap("Next")
+    view.says("Question 2")
+    view.root.get_by_role("radio", name="Score 2 of 5").tap()
+    view.says("Score 2")
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_forced_colours_hide_no_state(alone, scheme):
+    """Tints and shadows are not drawn: whatever they say looks different by other means too."""
+
+    def looks(node):
+        box = node.bounding_box()
+        clip = {"x": box["x"] - 5, "y": box["y"] - 5, "width": box["width"] + 10, "height": box["height"] + 10}
+        return view.page.screenshot(clip=clip, animations="disabled", caret="hide")
+
+    def changes(node, step, *says):
+        before = looks(node)
+        step()
+        for text in says:
+            view.says(text)
+        return looks(node) != before
+
+    questions = [Rank("Where is the zoo?", tuple(REPLIES)), Compare("When?", REPLIES[0], REPLIES[2], "sft", "base")]
+    session = FeedbackSession(questions)
+    view = alone(session, forced_colors="active", color_scheme=scheme)
+    cards = view.root.locator(".rlhf-card")
+    card, other, track, tag = (*cards.all()[:2], *map(view.root.locator, (".rlhf-track", ".rlhf-line")))
+    cards.nth(2).focus()
+    view.press("Shift+Tab Tab")
+    assert changes(cards.nth(2), lambda: view.press("Shift+Tab"))  # the focus ring
+    edge = card.locator(".rlhf-edge")
+    assert changes(card, lambda: view.press("1"), "Reply A, rank 1")
+    assert looks(edge) == looks(edge)  # the same looks the same, so what differs above is the state
+    view.press("=")
+    view.says("Tie: the next reply")
+    view.press("2")
+    view.becomes("AB")
+    assert view.root.locator(".rlhf-badge").count() == 1
+    ink = "n => ['borderTopColor', 'backgroundColor', 'borderTopWidth'].map((name) => getComputedStyle(n)[name])"
+    line, ground, width = view.root.locator(".rlhf-badge").evaluate(ink)
+    assert line != ground
+    assert float(width.removesuffix("px")) >= 2
+    assert changes(track, lambda: view.press("3 4"), "Judged")
+    for key, word in (("b", "All bad"), ("s", "Skipped")):
+        assert changes(tag, lambda key=key: view.press(key), word)
+        assert changes(other, lambda: view.press("u"), "Took back")
+    view.click("Next")
+    view.says("Question 2")
+    cards.first.focus()
+    assert changes(cards.nth(1), lambda: view.press("2"), "Right is better")
 
 
 @pytest.mark.browser

@@ -5,17 +5,26 @@
                         the id of the last request)
 
 Nothing else that comes from a browser has an effect. An operation that fails is answered as well: the reason stands in
-state["error"]. The scripts need no build step: those of a widget are joined as text. Chapters 00 and 08.
+state["error"]. The scripts need no build step: those of a widget are joined as text. A stored notebook shows a picture
+of a widget, drawn by tests/classroom/widget_pictures.py. Chapters 00 and 08.
 """
 
-from collections.abc import Mapping
+import base64
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 import anywidget
 import traitlets
+from IPython import get_ipython
 
 FOLDER = Path(__file__).parent
+PICTURES = FOLDER / "pictures"
+LOOKS = "The widget as it looks in a notebook: "  # begins what is said of each picture
 
 
 def script(*names: str) -> str:
@@ -26,6 +35,49 @@ def script(*names: str) -> str:
 def style() -> str:
     """The style sheet that all widgets share."""
     return (FOLDER / "widgets.css").read_text(encoding="utf-8")
+
+
+@cache
+def picture_of(name: str) -> str:
+    """A picture of a widget, PNG in base64; "" where there is none."""
+    path: Path = PICTURES / f"{name}.png"
+    return base64.b64encode(path.read_bytes()).decode("ascii") if path.exists() else ""
+
+
+def in_main_thread(work: Callable[[], None]) -> None:
+    """Do what takes seconds where an interrupt of the kernel reaches it: in the main thread, as soon as that is free.
+
+    A kernel may handle the requests of widgets in a thread of their own (a "subshell" of ipykernel 7), in which Python
+    delivers no signal, and while no cell runs the main thread ignores them. Without a kernel it is done at once.
+
+    Raises:
+        BaseException: what `work` raises; KeyboardInterrupt where it was interrupted.
+
+    >>> in_main_thread(lambda: print("done"))
+    done
+
+    Chapter 08.
+    """
+    loop = getattr(getattr(get_ipython(), "kernel", None), "io_loop", None)
+    if loop is None or threading.current_thread() is threading.main_thread():
+        work()
+        return
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            before = signal.signal(signal.SIGINT, signal.default_int_handler)
+            try:
+                work()
+            finally:
+                signal.signal(signal.SIGINT, before)
+        except BaseException as error:  # it belongs to who waits, and would end the loop of the kernel
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    loop.add_callback(run)
+    done.result()
 
 
 class Bridge(anywidget.AnyWidget):
@@ -104,6 +156,22 @@ class Bridge(anywidget.AnyWidget):
         with self.hold_sync():  # one message: text and state that belong together arrive together
             self.content = content
             self.state = state | more | {"error": error, "ack": self._ack}
+
+    @property
+    def picture(self) -> tuple[str, str]:
+        """Name of its picture and what is said of it to who does not see it; empty for none."""
+        return "", ""
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        """The widget; beside it its picture, for a notebook that was stored without widgets."""
+        found = super()._repr_mimebundle_(**options)
+        name, words = self.picture
+        picture = picture_of(name)
+        if not found or not picture:
+            return found
+        data, metadata = found if isinstance(found, tuple) else (found, {})
+        data["image/png"] = picture
+        return data, metadata | {"image/png": {"alt": words}}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"

@@ -31,8 +31,9 @@ function chatView({ model, el }) {
   const undo = button(foot, "Undo", () => ask("undo"), {});
   const again = button(foot, "Try to save again", () => ask("save"), {});
   const saved = element(foot, "span", { class: "rlhf-quiet" });
-  const problem = element(root, "div", { class: "rlhf-note rlhf-alarm", role: "alert" });
-  const lostBox = element(root, "div", { class: "rlhf-note rlhf-alarm", role: "alert" });
+  const alerts = element(root, "div", { class: "rlhf-chat-alerts" });
+  const problem = element(alerts, "div", { class: "rlhf-note rlhf-alarm", role: "alert" });
+  const lostBox = element(alerts, "div", { class: "rlhf-note rlhf-alarm", role: "alert" });
   const announce = announcer(root);
   const tell = (box, text) => {
     const now = visible(text);
@@ -144,8 +145,8 @@ function chatView({ model, el }) {
 
   function drawJudge(card, reply, place, id, who) {
     const judged = state.judged[place[0]].replies[place[1]][place[2]];
-    const rates = element(card, "div", { class: "rlhf-acts", role: "group", "aria-label": `Rate ${who}, turn ${place[0] + 1}` });
-    element(rates, "span", { text: "Rate" });
+    const rates = element(card, "div", { class: "rlhf-acts rlhf-chat-rates", role: "group", "aria-label": `Rate ${who}, turn ${place[0] + 1}` });
+    element(rates, "span", { text: "Rate (5 is best)" });
     for (let score = 1; score <= 5; score += 1)
       button(rates, judged.score === score ? `✓ ${score}` : `${score}`, () => ask("rate", [...place, score]), {
         "aria-pressed": judged.score === score ? "true" : "false", "data-place": `${id}.rate.${score}`,
@@ -166,9 +167,11 @@ function chatView({ model, el }) {
     if (!kind || !kinds[kind]) return;
     const panel = element(card, "div", { class: "rlhf-chat-panel" });
     panel.addEventListener("keydown", (event) => {
-      if (event.key !== "Escape") return;
+      const save = event.key === "Enter" && (event.ctrlKey || event.metaKey) && panel.querySelector(`[data-place="${id}.${kind}.save"]`);
+      if (event.key !== "Escape" && !save) return;
       event.preventDefault();
-      close(id, kind);
+      if (save) save.click();
+      else close(id, kind);
     });
     if (kind === "numbers") drawNumbers(panel, reply, id, who);
     else if (kind === "mark") drawMarks(panel, reply, place, id, judged);
@@ -191,8 +194,8 @@ function chatView({ model, el }) {
     button(acts, kind === "edit" ? "Save the edit" : "Save the comment", () => {
       drafts.set(key, field.value);
       ask(kind, [...place, field.value]);
-    }, { "data-place": `${key}.save` });
-    button(acts, "Close", () => close(id, kind), { "data-place": `${key}.close` });
+    }, { key: "Ctrl+Enter", keys: "Control+Enter", "data-place": `${key}.save` });
+    button(acts, "Close", () => close(id, kind), { key: "Esc", keys: "Escape", "data-place": `${key}.close` });
   }
 
   // Places are counted in characters as Python counts them, while those of JavaScript's strings are UTF-16 units.
@@ -224,13 +227,19 @@ function chatView({ model, el }) {
         node.setAttribute("aria-pressed", on());
       });
     });
+    box.addEventListener("keydown", (event) => {
+      const step = { ArrowRight: "nextElementSibling", ArrowLeft: "previousElementSibling" }[event.key];
+      if (!step || !plain(event)) return;
+      event.preventDefault();
+      event.target[step]?.focus();
+    });
     const acts = element(panel, "div", { class: "rlhf-acts" });
     button(acts, "Save the marks", () => {
       const spans = words(reply.text).filter(([a]) => chosen.has(a)).map(([a, b]) => [a, b]);
       ask("mark", [...place, spans]);
-    }, { "data-place": `${key}.save` });
-    button(acts, "Close", () => close(id, "mark"), { "data-place": `${key}.close` });
-    element(acts, "span", { class: "rlhf-quiet", text: "Saved without any word marked it says: nothing is wrong." });
+    }, { key: "Ctrl+Enter", keys: "Control+Enter", "data-place": `${key}.save` });
+    button(acts, "Close", () => close(id, "mark"), { key: "Esc", keys: "Escape", "data-place": `${key}.close` });
+    element(acts, "span", { class: "rlhf-quiet", text: "Without any mark, saving says that nothing is wrong." });
   }
 
   function drawNumbers(panel, reply, id, who) {
@@ -317,6 +326,7 @@ function chatView({ model, el }) {
     const at = document.activeElement, place = root.contains(at) && writes(at) ? [at.dataset.place, at.selectionStart, at.selectionEnd] : null;
     keepFocus(root, () => {
       log.replaceChildren();
+      if (!content.turns.length && state.kept) element(log, "div", { class: "rlhf-note", text: visible(state.kept) });
       if (!content.turns.length) element(log, "p", { class: "rlhf-quiet", text: "Nothing was said yet." });
       content.turns.forEach((said, t) => drawTurn(log, said, t));
       drawAround();
@@ -349,7 +359,8 @@ function chatView({ model, el }) {
     const number = state.count === 1 ? "1 judgement" : `${state.count} judgements`;
     const open = state.unsaved ? `, ${state.unsaved} not saved yet` : "";
     const place = state.where ? `saved in ${state.where}` : "kept in the kernel's memory only";
-    saved.textContent = state.count || state.unsaved ? `${number}${open || `, ${place}`}` : `Judgements are ${place}`;
+    const before = state.earlier ? `; ${state.earlier} more from before` : "";
+    saved.textContent = state.count || state.unsaved ? `${number}${open || `, ${place}${before}`}` : `Judgements are ${place}`;
     tell(problem, state.error || "");
   }
 
@@ -386,13 +397,21 @@ function chatView({ model, el }) {
   const requests = link(model, {
     changed,
     lost(on, waiting) {
-      tell(lostBox, on ? lostMessage(state.stored ?? 0, state.where ?? "", waiting.filter(({ op }) => !SAMPLES.has(op)).length) : "");
+      const judging = waiting.filter(({ op }) => !SAMPLES.has(op)).length;
+      const talk = content.turns.length ? " The chat is empty then: copy from here what you want to keep of it." : "";
+      tell(lostBox, on ? lostMessage(state.stored ?? 0, state.where ?? "", judging) + talk : "");
     },
   });
   tell(lostBox, "");
   wait(false);
   changed(model.get("state"), model.get("content"), null);
-  return () => requests.stop();
+  // What is being written outlives the kernel: the chat that comes when the cell is run again takes it.
+  input.value = unsent().get(state.owner) ?? "";
+  unsent().delete(state.owner);
+  return () => {
+    if (input.value) unsent().set(state.owner, input.value);
+    requests.stop();
+  };
 }
 
 export default { render: chatView };

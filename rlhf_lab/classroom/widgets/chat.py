@@ -4,12 +4,14 @@
 neither holds their names.
 """
 
+import json
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlhf_lab.classroom.widgets.bridge import FOLDER, Bridge, script, style
+from rlhf_lab.classroom.widgets.bridge import FOLDER, LOOKS, Bridge, in_main_thread, script, style
 from rlhf_lab.classroom.widgets.dialogue import Dialogue, Place, Turn
 from rlhf_lab.classroom.widgets.state import displayable
 from rlhf_lab.classroom.widgets.writing import KL_BORDERS, LOG_PROB_BORDERS, Reply, level
@@ -20,6 +22,11 @@ from rlhf_lab.records import Choice, Demonstration, Event, Ranking
 from rlhf_lab.training.printing import printable
 from rlhf_lab.worlds.town import Verdict
 
+ALT = (
+    f"{LOOKS}a question, under it the replies of two models side by side, and under each of them buttons to ask for "
+    "another reply, to rate it from 1 to 5, to edit it, to mark its wrong words and to comment on it; then buttons to "
+    "compare the two replies, and a field for the next message."
+)
 SAMPLES = ("say", "again")  # operations that take long enough to say "writing" first
 LEGENDS = {
     "log-prob": ("0.9 or more", "0.5 to 0.9", "0.1 to 0.5", "0.01 to 0.1", "below 0.01"),
@@ -90,12 +97,18 @@ class Chat(Bridge):
 
     def perform(self, op: str, args: list[Any]) -> None:
         """Carry out an operation; models say first that they write, and an interrupt of theirs changes nothing."""
-        if op in SAMPLES:
-            self.refresh(writing=True)
+        if op not in SAMPLES:
+            return super().perform(op, args)
+        self.refresh(writing=True)
         try:
-            super().perform(op, args)
+            return in_main_thread(partial(super().perform, op, args))
         except KeyboardInterrupt:
             raise ValueError("Interrupted; the conversation is as it was before. Send it again to go on") from None
+
+    @property
+    def picture(self) -> tuple[str, str]:
+        """That of a chat."""
+        return "chat", ALT
 
     def transcript(self) -> list[Demonstration]:
         """For each turn the prompt, and the reply with which the conversation went on."""
@@ -201,6 +214,23 @@ def verdict_text(verdict: Verdict | None) -> str:
     return f"Oracle: {reward} (from −3 to 3): {', '.join(parts)}, each from 0 to 1."
 
 
+def kept_text(dialogue: Dialogue) -> str:
+    """What became of the conversations before this one, in words; "" where nothing of them was kept.
+
+    >>> from rlhf_lab import load_language_model
+    >>> kept_text(Dialogue(load_language_model("tiny")))
+    ''
+
+    Chapter 08.
+    """
+    opinions = dialogue.opinions
+    if opinions.store is None or not opinions.earlier:
+        return opinions.unread
+    number = "1 judgement from before is" if opinions.earlier == 1 else f"{opinions.earlier} judgements from before are"
+    kept = f"{number} kept in {opinions.store.path}, with the prompts and replies that were judged."
+    return f"{kept} What was not judged is not kept: this is a new conversation."
+
+
 # ---- all the rest ----------------------------------------------------------------------------------------------
 
 
@@ -226,6 +256,9 @@ def conversation_state(dialogue: Dialogue) -> dict[str, Any]:
         "offers": dialogue.offers(),
         "says": displayable(dialogue.says),
         "undoes": displayable(opinions.undoes),
+        "kept": displayable(kept_text(dialogue)),
+        "earlier": opinions.earlier or 0,
+        "owner": displayable(json.dumps([dialogue.study, dialogue.rater])),
         "stored": opinions.stored,
         "unsaved": opinions.unsaved,
         "where": "" if store is None else displayable(str(store.path)),

@@ -137,7 +137,7 @@ class Dialogue:
         self.study, self.rater, self.temperature, self.max_new_tokens = study, rater, temperature, max_new_tokens
         self.oracle, self.colour, self.says = bool(show_oracle), "none", ""
         self._seed, self._clock, self._start_blind = seed, clock, bool(blind)
-        self.opinions, self._round = Opinions(self.store, study, VERSION), -1
+        self.opinions, self._round = Opinions(self.store, study, VERSION, rater), -1
         self.restart()
         self.says = ""
 

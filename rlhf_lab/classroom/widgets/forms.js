@@ -296,7 +296,7 @@ function markForm(parent, { replies }, start, doing) {
   }
   function tell() {
     const state = doing.state(), handed = state.status === "done" && !state.unsent && JSON.stringify(spans()) === sent;
-    note.textContent = handed ? "Saved as it stands here." : marked.size ? "Not handed in yet." : "Click the wrong words.";
+    note.textContent = handed ? "Saved as it stands here." : marked.size ? "Not handed in yet." : "Click the wrong words, or go to them by Tab and arrows and press Space.";
   }
   function to(part, extend) {
     if (!part?.node) return;

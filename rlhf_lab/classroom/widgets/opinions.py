@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rlhf_lab.classroom.widgets.judgements import own_events
 from rlhf_lab.feedback.events import event_line, new_event, standing
 from rlhf_lab.feedback.store import NotSaved, Store
 from rlhf_lab.records import Event, Record
@@ -39,9 +40,12 @@ class Opinions:
         store: where they go; None for memory only.
         study: its name in the events.
         widget: the version of what shows them, in the events.
+        rater: whose they are; what the store holds of him and the study already is counted and left alone.
 
     Attributes:
         error: why some are not on the disk; "" if all are.
+        earlier: how many judgements that count were in the store before; None where it cannot be read.
+        unread: why it cannot be read; else "".
 
     Example:
         >>> from rlhf_lab.records import Rating
@@ -56,9 +60,14 @@ class Opinions:
     Chapter 08.
     """
 
-    def __init__(self, store: Store | None = None, study: str = "", widget: str = "") -> None:
+    def __init__(self, store: Store | None = None, study: str = "", widget: str = "", rater: str = "you") -> None:
         self.store, self.study, self.widget, self.error = store, study, widget, ""
-        self._log = _Log()
+        self._log, self.unread = _Log(), ""
+        self.earlier: int | None = 0
+        try:  # no notebook shall stop at a store that cannot be read
+            self.earlier = 0 if store is None else len(standing(own_events(list(store.events(study)), rater)))
+        except (OSError, ValueError) as error:
+            self.earlier, self.unread = None, f"The judgements in the store cannot be read: {error}"
 
     def add(
         self,
@@ -139,9 +148,10 @@ class Opinions:
 
     @property
     def stored(self) -> int:
-        """How many judgements that count are on the disk."""
+        """How many judgements that count are on the disk, those from before included."""
         pending = {event.id for event in self._log.pending}
-        return 0 if self.store is None else sum(event.id not in pending for event in self.standing())
+        mine = sum(event.id not in pending for event in self.standing())
+        return 0 if self.store is None else mine + (self.earlier or 0)
 
     @property
     def unsaved(self) -> int:

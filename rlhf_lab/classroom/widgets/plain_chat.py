@@ -9,7 +9,8 @@ from functools import partial
 
 import ipywidgets as widgets
 
-from rlhf_lab.classroom.widgets.chat import legend, token_rows, verdict_text
+from rlhf_lab.classroom.widgets.bridge import in_main_thread
+from rlhf_lab.classroom.widgets.chat import kept_text, legend, token_rows, verdict_text
 from rlhf_lab.classroom.widgets.dialogue import COLOURS, Dialogue
 from rlhf_lab.classroom.widgets.plain_forms import TextView, button, plain_label, shown_if
 from rlhf_lab.classroom.widgets.state import displayable
@@ -138,7 +139,7 @@ class PlainChat(widgets.VBox):
         )
         above = [top, self.legend, self.said, self.replies, self.pair, row(self.offers)]
         super().__init__([*above, self.message, middle, last, self.status, self.problem])
-        self._show("")
+        self._show(kept_text(dialogue))
 
     def made(self, acts: Acts) -> dict[str, widgets.Button]:
         """Buttons by their names; each does its work and shows what came of it."""
@@ -147,7 +148,7 @@ class PlainChat(widgets.VBox):
     def _do(self, work: Callable[[], None]) -> None:
         self.status.value = "Writing …"
         try:
-            work()
+            in_main_thread(work)
         except (ValueError, OSError) as error:
             self._show(str(error))
         except KeyboardInterrupt:

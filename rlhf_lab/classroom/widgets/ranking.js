@@ -66,7 +66,9 @@ function rankForm(parent, { replies }, first, doing) {
     if (!tiers.length) element(ladder, "p", { class: "rlhf-quiet", text: "The best first: press the keys of the replies, click their buttons, or drag them here by their letters." });
     tiers.forEach((tier, i) => {
       const row = element(ladder, "div", { class: "rlhf-tier", "data-rank": i + 1 });
-      element(row, "span", { class: "rlhf-badge", text: i + 1 });
+      const rank = element(row, "div", { class: "rlhf-rank" });
+      element(rank, "div", { class: "rlhf-badge", text: i + 1 });
+      if (tier.length > 1) element(rank, "div", { class: "rlhf-hint", text: "tie" });
       const chips = element(row, "div", { class: "rlhf-chips" });
       tier.forEach((at) => chip(chips, at));
     });

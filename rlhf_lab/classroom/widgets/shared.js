@@ -1,7 +1,7 @@
 // What all widgets of this folder share; bridge.py puts it before the script of each widget.
 // All text goes in as textContent. There is no other way in: tests/classroom/test_html_sinks.py holds it.
 
-const PATIENCE = 4000; // ms without an answer after which the reader is told
+const PATIENCE = 7000; // ms without an answer after which the reader is told; a store waits 5 s for another writer
 const PROBE = 1500; // the same after the connection itself says that it broke
 const LONG = 3000; // characters of a text that are shown at once; more on request
 const MORE = 20000; // characters that each request adds

@@ -16,9 +16,12 @@ const COMMON = [["Enter", "next question"], ["u", "undo"], ["s", "skip"], ["?", 
 const AGAIN = new Set(["draft", "edit", "comment", "mark", "rate", "compare"]); // twice is the same as once
 const STATUS = { open: ["○", "Not judged"], done: ["✓", "Judged"], skipped: ["»", "Skipped"], all_bad: ["✕", "All bad"] };
 
+const HURRY = 600; // ms after it went on by itself in which Enter was meant for the question before
+
 function render({ model, el }) {
   const root = element(el, "div", { class: "rlhf-widget", role: "group", tabindex: -1, "aria-label": "Feedback" });
   let state = model.get("state"), content = null, form = null, shownHelp = false, asksUndo = false, armed = false;
+  let wentOn = -Infinity; // when the session went on by itself
 
   // ---- the frame: it stands still from question to question ----
   const head = element(root, "div", { class: "rlhf-head" });
@@ -72,6 +75,8 @@ function render({ model, el }) {
     next() {
       const handedIn = form?.handIn?.() || false;
       if (handedIn && state.auto_advance && state.status === "open") return; // Python goes on by itself
+      const judging = ties.waiting().some(({ op }) => op !== "draft"); // it may be about to
+      if (state.auto_advance && (judging || performance.now() - wentOn < HURRY)) return doing.say("It goes on by itself when all is judged.");
       if (state.index + 1 < state.total) ties.ask("next");
       else if (!handedIn) doing.say("This is the last question.");
     },
@@ -150,7 +155,10 @@ function render({ model, el }) {
     state = fresh;
     if (asksUndo && !state.undo_asks) asksUndo = false;
     keepFocus(root, () => {
-      if (text !== content) rebuild(text);
+      if (text !== content) {
+        if (answered && !["next", "previous", "undo"].includes(answered.op)) wentOn = performance.now();
+        rebuild(text);
+      }
       drawFrame();
       form.refresh(state, answered);
     }, () => form.first?.() || root);

@@ -1,23 +1,17 @@
 """The view of a feedback session in the browser: cards to read, keys, dragging, and a place for every form.
 
 Rules and state are the session's; view.js draws what `view_state` says, with a function for each form in forms.js and
-ranking.js. Where custom widgets are not shown, `plain` is a view of the same session. A stored notebook shows a picture
-of the widget, drawn by tests/classroom/widget_pictures.py. Chapters 00 and 08.
+ranking.js. Where custom widgets are not shown, `plain` is a view of the same session. Chapters 00 and 08.
 """
 
-import base64
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-from rlhf_lab.classroom.widgets.bridge import FOLDER, Bridge, script, style
+from rlhf_lab.classroom.widgets.bridge import LOOKS, Bridge, script, style
 from rlhf_lab.classroom.widgets.session import FeedbackSession
 from rlhf_lab.classroom.widgets.state import view_state
 
 VERSION = "FeedbackView 1"  # in each event; a new number for whatever may change how people judge
 READ = ("prompt", "segments")  # what is long and changes with the question only
-PICTURES = FOLDER / "pictures"
-LOOKS = "The widget as it looks in a notebook: "
 ALT = {  # of the pictures
     "rank": f"{LOOKS}a prompt, four replies on cards, and the order given so far, with the keys 1 to 4 to rank, "
     "u to undo, s to skip, b for all bad and Enter for the next question.",
@@ -73,23 +67,12 @@ class FeedbackView(Bridge):
         self._seen = True
         super().receive(message)
 
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        """The widget; beside it a picture of its form, for a notebook that was stored without widgets."""
-        found = super()._repr_mimebundle_(**options)
-        picture = picture_of(self.subject.question.form)
-        if not found or not picture:
-            return found
-        data, metadata = found if isinstance(found, tuple) else (found, {})
-        data["image/png"] = picture
-        return data, metadata | {"image/png": {"alt": ALT[self.subject.question.form]}}
+    @property
+    def picture(self) -> tuple[str, str]:
+        """That of the form of the question."""
+        form = self.subject.question.form
+        return form, ALT[form]
 
     def __repr__(self) -> str:
         number = len(self.subject.questions)
         return f"FeedbackView({number} question{'' if number == 1 else 's'})"
-
-
-@cache
-def picture_of(form: str) -> str:
-    """The picture of the widget with a question of this form, PNG in base64; "" where there is none."""
-    path: Path = PICTURES / f"{form}.png"
-    return base64.b64encode(path.read_bytes()).decode("ascii") if path.exists() else ""
