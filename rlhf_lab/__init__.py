@@ -63,6 +63,9 @@ _NAMES = {
         "Interval mean_interval paired_difference proportion_interval ratio_of_means_bootstrap win_rate"
     ),
     "maths.agreement": "agreement_by_pair cohen_kappa fleiss_kappa krippendorff_alpha percent_agreement",
+    "maths.acquisition": "greedy_design mutual_information",
+    "maths.soft": "soft_value_iteration state_action_visits",
+    "maths.landscapes": "terrain",
     "training.history": "History Result",
     "training.randomness": "generator_for minibatches",
     "training.steps": "Checkpoint Steps",
@@ -70,7 +73,10 @@ _NAMES = {
     "models.tokens": "Rollout TokenBatch encode_prompts encode_responses make_batch",
     "models.scoring": "ValueHead forward response_log_probs token_log_probs",
     "models.reward_model": "RewardModel load_reward_model",
+    "models.ensemble": "RewardEnsemble load_reward_ensemble",
+    "models.linear_reward": "LinearReward load_linear_reward mean_states",
     "models.policies": "CategoricalPolicy GaussianPolicy TabularPolicy TabularValue Value greedy perceptron sampling",
+    "feedback.preference_lint": "lint",
     "feedback.formats": "as_demonstrations as_preferences read_preferences write_csv write_preferences write_unpaired",
     "feedback.events": "new_event read_events read_records standing write_events",
     "feedback.store": "NotSaved Store",
@@ -82,6 +88,8 @@ _NAMES = {
     "feedback.aggregation": "Consensus consensus",
     "feedback.reliability": "DawidSkene dawid_skene normalise_ratings pair_labels rating_labels",
     "feedback.planning": "StopRule labels_needed next_labels stopping_studies",
+    "feedback.choice": "choose question_pool seconds_per_label",
+    "feedback.selection": "selection_studies",
     "feedback.targets": (
         "edit_changes edit_to_demonstration edit_to_mark edit_to_unit listwise_ranking_loss pairwise_ranking_loss "
         "pool_raters rankings_to_scores rating_to_unit ratings_to_scores ratings_to_unit to_comparisons"
@@ -95,6 +103,7 @@ _NAMES = {
     "feedback.merging": "agreement_of_raters merge",
     "worlds.town.questions": "distinct_prompts",
     "worlds.envs": "DialogueEnv TabularEnv TokenEnv token_world_mdp",
+    "worlds.puck": "PuckEnv",
     "experience.rollouts": "prompts_of sample_responses",
     "experience.episodes": "Episodes Runner collect_episodes make_envs play policy_for value_for",
     "experience.collect": "rank_events rank_replies",
@@ -106,15 +115,24 @@ _NAMES = {
     "evaluation.policies": (
         "ModelReport evaluate_model evaluate_replies evaluate_rollout rollout_verdicts true_reward true_rewards"
     ),
-    "evaluation.reward_models": "RewardModelReport evaluate_reward_model reward_model_report",
+    "evaluation.reward_models": "RewardModelReport calibration evaluate_reward_model reward_model_report",
+    "evaluation.reward_biases": "bias bias_pairs listing_bias shared_bias",
+    "evaluation.irl": "IRLReport clone_behaviour judge_irl occupancy_distance reward_distance",
     "recipes.pretrain": "PretrainConfig train_base_model train_tokenizer",
     "recipes.sft": "SFTConfig train_sft",
     "recipes.reward": "RewardConfig train_reward_model",
+    "recipes.reward_ensemble": "train_reward_ensemble",
+    "recipes.few_labels": "LinearRewardConfig cautious choices_in train_linear_reward",
     "recipes.rlhf": "OptimiserConfig RLHFConfig train_rlhf",
     "recipes.reinforce": "ReinforceConfig train_reinforce",
     "recipes.ppo": "PPOConfig train_ppo",
     "recipes.q_learning": "QLearningConfig train_q_learning",
     "recipes.dqn": "DQNConfig train_dqn",
+    "recipes.irl": (
+        "IRLConfig demonstrated_visits discriminator_labels discriminator_reward train_irl "
+        "state_action_features state_features"
+    ),
+    "recipes.segment_reward": "LearnedReward SegmentRewardConfig simulate_choices train_segment_reward",
     "classroom.summary": "choose_examples",
     "classroom.widgets.session": "FeedbackSession",
     "classroom.widgets.view": "FeedbackView",

@@ -185,7 +185,7 @@ def _demo(options: argparse.Namespace) -> None:
     device = _device(options)
     folder = demo.open_output(options.out, config, options.resume)
     summary, out = demo.run_demo(config, folder, **device), folder.path
-    print("\n" + text_table(summary.reports))
+    print(f"\n{summary.opening}\n\n{text_table(summary.reports)}")
     for label, difference in summary.differences.items():
         print(f"true reward, {label}: {format_interval(difference)} ({difference.verdict})")
     if summary.reward_model:

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,10 +23,14 @@ from conftest import save_llama
 from rlhf_lab import __main__ as commands, demo
 from rlhf_lab.__main__ import main
 from rlhf_lab.classroom.metrics import METRICS_SCHEMA
+from rlhf_lab.demo.first_words import opening
 from rlhf_lab.feedback.events import read_records
+from rlhf_lab.maths.intervals import Share
 from rlhf_lab.models.language_model import MODEL_FOLDERS, load_language_model
+from rlhf_lab.models.linear_reward import load_linear_reward
 from rlhf_lab.models.reward_model import load_reward_model
 from rlhf_lab.recipes import rlhf, sft
+from rlhf_lab.recipes.few_labels import LEASH, are_few
 from rlhf_lab.recipes.pretrain import SIZES
 from rlhf_lab.training.files import load_checkpoint
 from rlhf_lab.training.optimisers import clipped_step
@@ -60,6 +65,7 @@ def few_of_everything():
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(demo, "DemoConfig", partial(demo.DemoConfig, test_labels=20, demonstrations=400))
         patched.setattr(demo, "TRACKED_PROMPTS", 8)
+        patched.setattr(demo, "are_few", lambda feedback: False)  # the recipe for many; `few_labels` takes the other
         yield
 
 
@@ -81,6 +87,49 @@ def no_model_of_a_developer(tmp_path, monkeypatch):
 @pytest.fixture
 def finished(told):
     return told[0]
+
+
+# -- few labels -----------------------------------------------------------------------------------------------------
+@pytest.fixture
+def few_labels(monkeypatch):
+    monkeypatch.setattr(demo, "are_few", are_few)
+
+
+def test_few_labels_take_their_own_recipe_warn_first_and_resume(few_labels, tmp_path, monkeypatch, capsys):
+    assert run("--out", tmp_path / "out", "--iterations", "10") == 0
+    printed = capsys.readouterr().out
+    assert "few labels: a linear reward, a short PPO run and a stiff leash" in printed
+    assert "4/5 PPO: 9 iterations" in printed
+    first = metrics(tmp_path / "out")["opening"]
+    assert first.startswith("Warning: the reward model learned from 20 judgements and predicts")
+    assert first in printed
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.index(first) < page.index("true reward")
+    reward = load_linear_reward(tmp_path / "out" / "reward_model")
+    history = json.loads((tmp_path / "out" / "rlhf_history.json").read_text())
+    assert history[-1]["kl_coef"] == pytest.approx(LEASH / reward.score_std)
+    rewritten = tmp_path / "out" / "rlhf"
+    shutil.rmtree(rewritten)
+    (tmp_path / "out" / "rlhf_history.json").unlink()
+    monkeypatch.setattr(demo, "train_linear_reward", None)  # it is loaded and not trained again
+    assert run("--out", tmp_path / "out", "--iterations", "10", "--resume") == 0
+    assert metrics(tmp_path / "out")["opening"] == first
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "few", "words"),
+    [
+        (Share(0.55, 0.4, 0.7, 20), True, "Warning: .* no better than a coin"),
+        (Share(0.55, 0.4, 0.7, 20), False, "Warning: .* no better than a coin"),
+        (Share(0.68, 0.6, 0.76, 60), True, "Warning: .* can make a policy worse"),
+        (None, False, "Warning: .* none is held out"),
+        (Share(0.74, 0.7, 0.78, 900), False, "The reward model learned from 900 judgements"),
+    ],
+)
+def test_the_opening_warns_and_never_says_better(accuracy, few, words):
+    first = opening(900, few, accuracy)
+    assert re.match(words, first)
+    assert "better" not in first.replace("no better than a coin", "")
 
 
 # -- what it writes ---------------------------------------------------------------------------------------------------

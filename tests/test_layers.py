@@ -16,7 +16,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "rlhf_lab"
 
-RECIPES = ("pretrain", "sft", "reward", "rlhf", "reinforce", "ppo", "q_learning", "dqn")
+RECIPES = ("pretrain", "sft", "reward", "rlhf", "reinforce", "ppo", "q_learning", "dqn", "irl", "segment_reward")
 CHECKS = ("whole_story", "decisions", "planning", "policy_gradient", "values", "advantage", "ppo", "rlhf")
 # The house from bottom to top: its folders, and in each the files. A file may import those before it and no others;
 # the files of a tuple stand side by side and know nothing of each other. An __init__ that is not named here imports
@@ -24,20 +24,22 @@ CHECKS = ("whole_story", "decisions", "planning", "policy_gradient", "values", "
 ORDER = [
     ("", ["records"]),
     ("maths", ["tensors", "returns", "kl", "objectives", "preferences", "mdp", "exact", "intervals"]),
-    ("maths", ["agreement", "choices", "posterior"]),
+    ("maths", ["agreement", "choices", "posterior", "acquisition", "soft", "landscapes"]),
     ("training", ["printing", "configs", "files", "folders", "history", "randomness", "optimisers", "steps"]),
-    ("models", ["architectures", "foreign", "language_model", "tokens", "scoring", "reward_model", "policies"]),
+    ("models", ["architectures", "foreign", "language_model", "tokens", "scoring", "reward_model", "ensemble"]),
+    ("models", ["linear_reward", "policies"]),
     ("feedback", ["lines", "dialogue", "fields", "formats", "fitting", "events", "store", "questions"]),
     ("feedback", ["screening", ("careless", "junk"), "cleaning", "aggregation", ("reliability", "planning")]),
-    ("feedback", ["targets", ("token_targets", "turn_rewards", "comments"), "exports", "merging"]),
+    ("feedback", ["preference_lint", "targets", ("token_targets", "turn_rewards", "comments"), "exports", "merging"]),
+    ("feedback", ["choice", "selection"]),
     ("worlds.town", ["facts", "sentences", "questions", "skills", "corpus", "oracle", "raters", "mistakes"]),
     ("worlds.town", ["writers", "people", "__init__"]),
-    ("worlds", ["envs", "probe_checks", "token_probes", "probes"]),
+    ("worlds", ["envs", "puck", "probe_checks", "token_probes", "probes"]),
     ("experience", ["rollouts", "episodes", "collect", "segments", "scenes"]),
     ("experience.invariants", ["violation", ("replies", "rewards", "losses", "sampled_law"), "__init__"]),
     ("experience", ["rewards", "updates", "live"]),
-    ("evaluation", ["text", "policies", "reward_models"]),
-    ("recipes", [RECIPES]),
+    ("evaluation", ["text", "policies", "reward_models", "reward_biases", "irl"]),
+    ("recipes", ["reward_data", "reward_losses", RECIPES, ("reward_ensemble", "few_labels")]),
     ("classroom", ["plots", "drawing", ("flows", "mdp_plots"), "diagrams"]),
     ("classroom.explorables", ["draggable", ("control", "laws", "feedback")]),
     ("classroom", ["explore", "summary", "metrics", "report", "course"]),
@@ -48,7 +50,7 @@ ORDER = [
     ("classroom.clinic", ["songs", "parts", "oracles", "faults", "cases"]),
     ("classroom.clinic", [("experience_cases", "update_cases", "scoring_cases"), "watch", "runs", "ward", "charts"]),
     ("classroom.clinic", ["grading", "agent", "agent_checks", "exercises", "__init__"]),
-    ("demo", ["task", "output", "__init__"]),
+    ("demo", ["task", "output", "first_words", "__init__"]),
     ("", ["doctor", "feedback_command", "__main__"]),
 ]
 PUBLIC = "__init__"  # of the package itself: the roof, which names everything and loads nothing

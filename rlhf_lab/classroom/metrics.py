@@ -48,6 +48,7 @@ RUN = {
         "additionalProperties": INTERVAL,
     },
     "reward_model": _or_null(_object("on held-out pairs", REWARD_MODEL)),
+    "opening": {"type": "string", "description": "what the report opens with, from judgements alone"},
     "config": {"type": "object", "description": "every choice of the run"},
     "seconds": {"type": "object", "description": "stage -> seconds", "additionalProperties": NUMBER},
 }
@@ -61,7 +62,8 @@ METRICS_SCHEMA = _object("What a run of python run.py demo measured.", RUN) | {
         "model": _object("one model on held-out prompts; null: not known (no town prompt, no text)", MODEL),
     },
 }
-"""JSON Schema (draft 2020-12) of metrics.json: models, differences, reward_model, config, seconds.
+"""JSON Schema (draft 2020-12) of metrics.json: models, differences, reward_model, opening, config,
+seconds.
 
 Every quantity of a model is an interval `{"mean", "low", "high", "count"}` or null; shares are in [0, 1],
 lengths in tokens, KL in nats per reply. Each field carries its description.
@@ -80,7 +82,7 @@ def metrics_dict(summary: RunSummary) -> dict:
     }
     models = {name: summary.reports.get(name, ModelReport()) for name in MODEL_NAMES}
     run = {"models": models, "differences": summary.differences, "reward_model": numbers}
-    return plain(run | {"config": summary.config, "seconds": summary.seconds})
+    return plain(run | {"opening": summary.opening, "config": summary.config, "seconds": summary.seconds})
 
 
 def write_metrics(path: str | Path, summary: RunSummary) -> None:

@@ -58,6 +58,7 @@ def page(summary: RunSummary) -> dict[str, Any]:
     """What report.html.j2 shows, in its order: texts, tables of texts, pictures; None where a section is left out."""
     return {
         "title": summary.title,
+        "opening": summary.opening,
         "differences": [_change(label, change) for label, change in summary.differences.items()],
         "notes": summary.notes,
         "models": _table(summary.reports, quantity_rows(summary.reports)),

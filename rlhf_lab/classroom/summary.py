@@ -72,6 +72,7 @@ class RunSummary:
         scores: model -> [B] the reward model's scores of its replies, for the histogram.
         examples: of `choose_examples`.
         title: of the page.
+        opening: the first sentences of the page, about the judgements.
         notes: sentences that the reader should know, such as that the raters are simulated.
     """
 
@@ -84,6 +85,7 @@ class RunSummary:
     scores: Mapping[str, Sequence[float]] = field(default_factory=dict)
     examples: Sequence[Example] = ()
     title: str = "From a base model to an aligned one"
+    opening: str = ""
     notes: Sequence[str] = ()
 
 

@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ import torch
 from rlhf_lab.classroom.metrics import write_metrics
 from rlhf_lab.classroom.report import write_report
 from rlhf_lab.classroom.summary import RunSummary, choose_examples
+from rlhf_lab.demo.first_words import opening
 from rlhf_lab.demo.output import check_inputs, open_output, taken_back_if_it_fails
 from rlhf_lab.demo.task import DemoConfig, Task, file_task, town_task
 from rlhf_lab.evaluation.policies import ModelReport, evaluate_model, true_rewards
@@ -26,8 +27,10 @@ from rlhf_lab.experience.rollouts import sample_responses
 from rlhf_lab.feedback.events import read_records, write_events
 from rlhf_lab.maths.intervals import paired_difference
 from rlhf_lab.models.language_model import LanguageModel, load_language_model
+from rlhf_lab.models.linear_reward import LinearReward, load_linear_reward
 from rlhf_lab.models.reward_model import RewardModel, load_reward_model
 from rlhf_lab.models.tokens import Rollout, encode_prompts
+from rlhf_lab.recipes.few_labels import LinearRewardConfig, are_few, cautious, held_out_accuracy, train_linear_reward
 from rlhf_lab.recipes.reward import train_reward_model
 from rlhf_lab.recipes.rlhf import train_rlhf
 from rlhf_lab.recipes.sft import train_sft
@@ -42,7 +45,8 @@ from rlhf_lab.worlds import town
 __all__ = ["DemoConfig", "Interrupted", "open_output", "run_demo"]
 TRACKED_PROMPTS = 96  # held-out prompts that are looked at while PPO runs
 
-Trained = TypeVar("Trained", LanguageModel, RewardModel)
+Judge = RewardModel | LinearReward
+Trained = TypeVar("Trained", LanguageModel, RewardModel, LinearReward)
 
 
 class Interrupted(RuntimeError):
@@ -148,28 +152,44 @@ def run_demo(
     with shop.stage("feedback", "2/5 Feedback: " + _feedback_title(config, task)):
         preferences, tests = collect_feedback(sft, task, config, shop.folder)
     with shop.stage("reward_model", f"3/5 Reward model: learn from {len(preferences):,} records"):
-        rm, _ = shop.trained(
-            "reward_model",
-            load_reward_model,
-            lambda file: train_reward_model(sft, preferences, config.reward, held_out=tests, checkpoint=file),
-        )
+        few = are_few(preferences)
+        rm, learned = train_judge(few, sft, preferences, tests, config, shop)
         quality = reward_model_report(rm, tests, config.reward.max_new_tokens)
-    with shop.stage(
-        "rlhf", f"4/5 PPO: {config.rlhf.iterations} iterations of {config.rlhf.prompts_per_iteration} replies"
-    ):
+        tested = None if quality is None else quality.accuracy
+        first = opening(len(preferences), few, held_out_accuracy(learned) if few else tested)
+        print(f"  {first}", flush=True)
+    plan = cautious(config.rlhf, rm) if isinstance(rm, LinearReward) else config.rlhf
+    with shop.stage("rlhf", f"4/5 PPO: {plan.iterations} iterations of {plan.prompts_per_iteration} replies"):
         track = _tracker(task.test_prompts[:TRACKED_PROMPTS], rm, config)
         rlhf, history = shop.trained(
             "rlhf",
             load_language_model,
-            lambda file: train_rlhf(sft, task.prompts, rm, config.rlhf, evaluate=track, checkpoint=file),
+            lambda file: train_rlhf(sft, task.prompts, rm, plan, evaluate=track, checkpoint=file),
         )
     with shop.stage("evaluation", f"5/5 Evaluation on {len(task.test_prompts)} held-out prompts"):
         reports, rollouts = evaluate_models({"base": base, "sft": sft, "rlhf": rlhf}, task, rm, config)
-    summary = summarise(config, reports, rollouts, rm, quality, history, shop.seconds)
+    summary = replace(summarise(config, reports, rollouts, rm, quality, history, shop.seconds), opening=first)
     for name, write in (("metrics.json", write_metrics), ("report.html", write_report)):
         with shop.folder.writing(name) as path:
             write(path, summary)
     return summary
+
+
+def train_judge(
+    few: bool, sft: LanguageModel, preferences: Sequence, tests: Sequence, config: DemoConfig, shop: Workshop
+) -> tuple[Judge, History]:
+    """The reward model and its history: linear in the SFT model's states where labels are few, else a whole network."""
+    if few:
+        print("  few labels: a linear reward, a short PPO run and a stiff leash (chapter 09 says why)", flush=True)
+        settings = LinearRewardConfig(max_new_tokens=config.reward.max_new_tokens, seed=config.reward.seed)
+        return shop.trained(
+            "reward_model", load_linear_reward, lambda _: train_linear_reward(sft, preferences, settings)
+        )
+    return shop.trained(
+        "reward_model",
+        load_reward_model,
+        lambda file: train_reward_model(sft, preferences, config.reward, held_out=tests, checkpoint=file),
+    )
 
 
 def _feedback_title(config: DemoConfig, task: Task) -> str:
@@ -178,7 +198,7 @@ def _feedback_title(config: DemoConfig, task: Task) -> str:
     return f"a simulated rater ranks {config.replies} replies to each of {config.labels:,} prompts"
 
 
-def _tracker(prompts: Sequence[Conversation], rm: RewardModel, config: DemoConfig) -> Callable[[LanguageModel], dict]:
+def _tracker(prompts: Sequence[Conversation], rm: Judge, config: DemoConfig) -> Callable[[LanguageModel], dict]:
     """What is looked at while PPO runs: true reward (where it is known) and proxy on the same held-out replies."""
 
     def track(lm: LanguageModel) -> dict[str, float]:
@@ -192,7 +212,7 @@ def _tracker(prompts: Sequence[Conversation], rm: RewardModel, config: DemoConfi
 
 
 def evaluate_models(
-    models: dict[str, LanguageModel], task: Task, rm: RewardModel, config: DemoConfig
+    models: dict[str, LanguageModel], task: Task, rm: Judge, config: DemoConfig
 ) -> tuple[dict[str, ModelReport], dict[str, Rollout]]:
     """(reports, rollouts) of all models on the same prompts with the same random numbers."""
     good, bad = (town.documents(config.texts, config.seed + 77_000, author) for author in (town.GOOD, town.BAD))
@@ -216,7 +236,7 @@ def summarise(
     config: DemoConfig,
     reports: dict[str, ModelReport],
     rollouts: dict[str, Rollout],
-    rm: RewardModel,
+    rm: Judge,
     quality: RewardModelReport | None,
     history: History,
     seconds: dict[str, float],

@@ -1,4 +1,7 @@
-"""How good is a reward model? Accuracy beside the best that anybody could do, and confidence."""
+"""How good is a reward model? Accuracy beside what raters agree on and the best that anybody could do, and confidence.
+
+What it likes beside the truth is in `reward_biases`. Left out: calibration with temperature or isotonic regression.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,10 +10,13 @@ import numpy as np
 import torch
 
 from rlhf_lab.maths.intervals import Interval, Share, finite, proportion_interval, ratio_of_means_bootstrap
-from rlhf_lab.maths.preferences import best_possible_accuracy, expected_accuracy
+from rlhf_lab.maths.preferences import best_possible_accuracy, expected_accuracy, rater_agreement, reliability_bins
+from rlhf_lab.models.ensemble import RewardEnsemble
+from rlhf_lab.models.linear_reward import LinearReward
 from rlhf_lab.models.reward_model import RewardModel
 from rlhf_lab.records import Comparison, Conversation, Ranking
 from rlhf_lab.training.configs import require
+from rlhf_lab.training.randomness import generator_for
 from rlhf_lab.worlds.town.oracle import score_replies
 from rlhf_lab.worlds.town.raters import CAREFUL
 
@@ -26,6 +32,9 @@ class RewardModelReport:
         ceiling: E[max(p, 1 - p)], the best that any model can reach on these raters; None if unknown.
         confidence: [N] the probability it gives to its own choice, in [1/2, 1].
         agreed: [N] whether the label agreed with it.
+        rater_agreement: E[p^2 + (1 - p)^2], how often two raters say the same; below the ceiling, because the second
+            rater is as noisy as the first. None if unknown.
+        differences: [N] score of the chosen reply less that of the rejected one, in the units of training.
     """
 
     accuracy: Interval
@@ -33,6 +42,28 @@ class RewardModelReport:
     ceiling: float | None
     confidence: tuple[float, ...]
     agreed: tuple[float, ...]
+    rater_agreement: float | None = None
+    differences: tuple[float, ...] = ()
+
+    def table(self) -> list[tuple[str, str]]:
+        """Its numbers in words: what is measured, and beside it what could be reached at best."""
+        bar = self.accuracy
+        rows = [("agrees with the labels", f"{bar.mean:.1%} [{bar.low:.1%}, {bar.high:.1%}], {len(self.agreed)} pairs")]
+        known = {
+            "would agree with new labels": self.expected_accuracy,
+            "two raters agree": self.rater_agreement,
+            "best possible": self.ceiling,
+        }
+        return rows + [(name, f"{number:.1%}") for name, number in known.items() if number is not None]
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{name:28}{number}" for name, number in self.table())
+
+    def _repr_html_(self) -> str:
+        """The same for a notebook."""
+        return (
+            f"<table>{''.join(f'<tr><td>{name}</td><td>{number}</td></tr>' for name, number in self.table())}</table>"
+        )
 
 
 def evaluate_reward_model(
@@ -58,6 +89,8 @@ def evaluate_reward_model(
         >>> report = evaluate_reward_model([1.0, 0.0], [0.0, 2.0], agreement=[0.9, 0.4])
         >>> report.accuracy.mean, round(report.expected_accuracy, 2), round(report.ceiling, 2)
         (0.5, 0.75, 0.75)
+        >>> round(report.rater_agreement, 2)
+        0.67
 
     Source: accuracy beside labeller agreement as in Ouyang et al. 2022; the two bounds are in chapter 09.
     """
@@ -77,21 +110,81 @@ def evaluate_reward_model(
         place = np.unique(names, return_inverse=True)[1]
         of_groups = ratio_of_means_bootstrap(np.bincount(place, agreed), np.bincount(place).astype(float))
         accuracy = Share(of_groups.mean, of_groups.low, of_groups.high, of_groups.count)
-    expected = ceiling = None
+    expected = ceiling = agreement_of_two = None
     if agreement is not None:
         p = torch.tensor(finite(agreement, "agreement"))
         expected = float(expected_accuracy(torch.tensor(difference), p))
-        ceiling = float(best_possible_accuracy(p))
-    confidence = 1 / (1 + np.exp(-np.abs(difference)))
-    return RewardModelReport(accuracy, expected, ceiling, tuple(confidence.tolist()), tuple(agreed.tolist()))
+        ceiling, agreement_of_two = float(best_possible_accuracy(p)), float(rater_agreement(p))
+    confidence = tuple((1 / (1 + np.exp(-np.abs(difference)))).tolist())
+    numbers = (tuple(agreed.tolist()), agreement_of_two, tuple(difference.tolist()))
+    return RewardModelReport(accuracy, expected, ceiling, confidence, *numbers)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Predicted against observed, bin by bin; empty bins are left out.
+
+    Attributes:
+        predicted: [bins] mean P(left) that the model gives to the pairs of a bin.
+        observed: [bins] share of them in which left was chosen, with Wilson's interval. It takes the pairs for
+            independent; those of one ranking are not, so with rankings it is too narrow.
+        error: mean of |predicted - observed|, weighted by counts. Never quite 0 on a sample.
+    """
+
+    predicted: tuple[float, ...]
+    observed: tuple[Interval, ...]
+    error: float
+
+
+def calibration(
+    differences: Sequence[float], *, agreement: Sequence[float] | None = None, bins: int = 10, seed: int = 0
+) -> Calibration:
+    """Is the model as sure as it should be? Of the pairs to which it gives P(left) = x, left should be chosen in x.
+
+        P(left) = sigmoid(score(left) - score(right))
+
+    Which reply is the left one is drawn for each pair. With the chosen one always on the left the outcome would be 1
+    throughout and nothing could be seen; with the one that the model prefers, only confidences from 1/2 on.
+
+    Args:
+        differences: [N] score of the chosen reply less that of the rejected one, in the units of training, such as
+            `RewardModelReport.differences` of a model trained by a loss of preferences.
+        agreement: [N] p(rater prefers the chosen one) where it is known; the observed share is then of these, without
+            the noise of the labels that were drawn.
+        bins: of equal width between 0 and 1.
+        seed: of the sides.
+
+    Raises:
+        ValueError: no numbers, an agreement that does not pair up, or bins below 1.
+
+    Example:
+        >>> table = calibration([2.0, -1.0, 0.5, 3.0], bins=2)
+        >>> [share.count for share in table.observed]
+        [1, 3]
+
+    Source: Guo et al. 2017, On Calibration of Modern Neural Networks. Chapter 09.
+    """
+    difference = finite(differences, "differences")
+    p = np.ones(len(difference)) if agreement is None else finite(agreement, "agreement")
+    if len(p) != len(difference):
+        raise ValueError(f"agreement must have one value a pair, {len(difference)}, got {len(p)}")
+    left = torch.rand(len(p), generator=generator_for(seed, "sides")).numpy() < 0.5
+    predicted = 1 / (1 + np.exp(-np.where(left, difference, -difference)))
+    found = reliability_bins(torch.tensor(predicted), torch.tensor(np.where(left, p, 1 - p)), bins)
+    rows = zip(found.counts.tolist(), found.predicted.tolist(), found.observed.tolist(), strict=True)
+    kept = [(x, proportion_interval(min(share, 1.0) * count, count)) for count, x, share in rows if count]
+    return Calibration(tuple(x for x, _ in kept), tuple(share for _, share in kept), found.calibration_error)
 
 
 def reward_model_report(
-    rm: RewardModel, preferences: Sequence[Ranking | Comparison], max_new_tokens: int | None = None
+    rm: RewardModel | RewardEnsemble | LinearReward,
+    preferences: Sequence[Ranking | Comparison],
+    max_new_tokens: int | None = None,
 ) -> RewardModelReport | None:
     """Accuracy on held-out pairs, beside the best possible where the rater is the simulated one; None without pairs.
 
-    Longer replies than `max_new_tokens` are cut, as in training.
+    Longer replies than `max_new_tokens` are cut, as in training. Of an ensemble the differences are those of its score,
+    in the raw units of its members on average.
     """
     pairs = [
         (row, record.prompt, *texts)

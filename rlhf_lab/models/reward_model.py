@@ -43,6 +43,7 @@ class RewardModel:
         tokenizer: of the language model it came from.
         precision: of the forward passes, as in LanguageModel.
         score_mean, score_std: what `score` subtracts and divides by, in raw units.
+        log_nu: how easily its raters call a tie, in Davidson's model of raw scores; None where it was not learned.
 
     Example:
         >>> from rlhf_lab.records import as_conversation
@@ -60,6 +61,7 @@ class RewardModel:
     precision: torch.dtype = torch.float32
     score_mean: float = 0.0
     score_std: float = 1.0
+    log_nu: float | None = None
 
     @classmethod
     def from_language_model(cls, lm: LanguageModel, generator: torch.Generator) -> "RewardModel":
@@ -115,7 +117,8 @@ class RewardModel:
 
     def copy(self) -> "RewardModel":
         """An independent copy of the weights."""
-        return RewardModel(copy.deepcopy(self.model), self.tokenizer, self.precision, self.score_mean, self.score_std)
+        scale = self.score_mean, self.score_std, self.log_nu
+        return RewardModel(copy.deepcopy(self.model), self.tokenizer, self.precision, *scale)
 
     def save(self, folder: str | Path, half: bool = False) -> None:
         """Write in the Hugging Face layout, all or nothing; mean and scale of the scores go into config.json.
@@ -129,6 +132,8 @@ class RewardModel:
         """
         self.model.config.rlhf_lab_score_mean = self.score_mean
         self.model.config.rlhf_lab_score_std = self.score_std
+        if self.log_nu is not None:
+            self.model.config.rlhf_lab_log_nu = self.log_nu
         save_model(self.model, self.tokenizer, folder, half)
 
     def token_scores(self, batch: TokenBatch) -> Tensor:
@@ -196,13 +201,22 @@ class RewardModel:
         Raises:
             ValueError: fewer than 2 scores, one that is not finite, or all of them equal.
         """
-        mean, std = float(raw_scores.mean()), float(raw_scores.std()) if raw_scores.numel() > 1 else 0.0
-        if not (math.isfinite(mean) and std > 0):
-            raise ValueError(
-                f"raw_scores holds {raw_scores.numel()} numbers with mean {mean} and standard deviation "
-                f"{std}; expected at least 2 finite ones that differ"
-            )
-        self.score_mean, self.score_std = mean, std
+        self.score_mean, self.score_std = mean_and_std(raw_scores)
+
+
+def mean_and_std(raw_scores: Tensor) -> tuple[float, float]:
+    """Mean and unbiased standard deviation of raw scores [N].
+
+    Raises:
+        ValueError: fewer than 2 scores, one that is not finite, or all of them equal.
+    """
+    mean, std = float(raw_scores.mean()), float(raw_scores.std()) if raw_scores.numel() > 1 else 0.0
+    if not (math.isfinite(mean) and std > 0):
+        raise ValueError(
+            f"raw_scores holds {raw_scores.numel()} numbers with mean {mean} and standard deviation {std}; expected at "
+            "least 2 finite ones that differ"
+        )
+    return mean, std
 
 
 def _classifier_pad(lm: LanguageModel) -> int:
@@ -245,4 +259,5 @@ def load_reward_model(
     mean, std = (
         getattr(model.config, f"rlhf_lab_score_{name}", default) for name, default in (("mean", 0.0), ("std", 1.0))
     )
-    return RewardModel(model, load_tokenizer(folder), precision, mean, std)
+    log_nu = getattr(model.config, "rlhf_lab_log_nu", None)
+    return RewardModel(model, load_tokenizer(folder), precision, mean, std, log_nu)

@@ -42,6 +42,7 @@ from rlhf_lab.maths.kl import kl_k1
 from rlhf_lab.maths.returns import gae
 from rlhf_lab.maths.tensors import masked_whiten
 from rlhf_lab.models.architectures import state_width
+from rlhf_lab.models.ensemble import reward_model_of
 from rlhf_lab.models.language_model import LanguageModel, check_same_tokens
 from rlhf_lab.models.reward_model import RewardModel
 from rlhf_lab.models.scoring import ValueHead, response_log_probs
@@ -220,12 +221,12 @@ def train_rlhf(
     Args:
         policy: where to start; it is not changed.
         prompts: texts, or conversations that end with a user message.
-        reward: scores [B] of a Rollout: a RewardModel with the policy's tokenizer, or a function; called once an
-            iteration, and once more in the first two and every tenth, where the live checks compare.
+        reward: scores [B] of a Rollout: a RewardModel or a RewardEnsemble with the policy's tokenizer, or a function;
+            called once an iteration, and once more in the first two and every tenth, where the live checks compare.
         config: RLHFConfig() if None.
         reference: the other end of the leash; the policy as given if None.
-        value_init: start of the value model; if None a copy of `reward` where that is a RewardModel, else the
-            policy's own weights under a new head. Not used with value="policy_head".
+        value_init: start of the value model; if None a copy of `reward` where that is a RewardModel, of the first
+            member of an ensemble, else the policy's own weights under a new head. Not used with value="policy_head".
         lm_texts: texts for the language-model loss; needed when lm_coef > 0.
         evaluate: called with the model before the first iteration, after every `evaluate_every`-th and after the
             last; its numbers go into the history.
@@ -322,8 +323,8 @@ def new_critic(
     """What gives the values: a head on the policy, or a model of its own, from a reward model where there is one."""
     if config.value == "policy_head":
         return ValueHead(state_width(policy.model)).to(policy.device)
-    like = reward if value_init is None else value_init
-    if isinstance(like, RewardModel):
+    like = reward_model_of(reward if value_init is None else value_init)
+    if like is not None:
         return like.copy()
     critic = RewardModel.from_language_model(policy, generator_for(config.seed, "rlhf", "value"))
     # Values start at 0; a random head would only add noise.
@@ -399,8 +400,8 @@ def check_models(
     policy: LanguageModel, reward: Reward, reference: LanguageModel | None, value_init: RewardModel | None
 ) -> None:
     """All models read the policy's tokens as it does, or a ValueError names the one that does not."""
-    if isinstance(reward, RewardModel):
-        check_same_tokens(policy.tokenizer, reward.tokenizer, "the reward model", SCORE_TEXTS)
+    if (judge := reward_model_of(reward)) is not None:
+        check_same_tokens(policy.tokenizer, judge.tokenizer, "the reward model", SCORE_TEXTS)
     for name, other in (("reference", reference), ("value_init", value_init)):
         if other is not None:
             check_same_tokens(policy.tokenizer, other.tokenizer, name)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from rlhf_lab.evaluation.reward_models import evaluate_reward_model, reward_model_report
+from rlhf_lab.evaluation.reward_models import calibration, evaluate_reward_model, reward_model_report
 from rlhf_lab.maths.intervals import proportion_interval
 from rlhf_lab.models.reward_model import RewardModel
 from rlhf_lab.records import Ranking, as_conversation
@@ -29,6 +29,9 @@ def test_reward_model_report_is_the_definition(count, seed):
     assert report.expected_accuracy == pytest.approx(expected / count)
     assert report.ceiling == pytest.approx(np.mean([max(x, 1 - x) for x in p]))
     assert report.expected_accuracy <= report.ceiling + 1e-12
+    assert report.rater_agreement == pytest.approx(np.mean([x * x + (1 - x) * (1 - x) for x in p]))
+    assert report.rater_agreement <= report.ceiling + 1e-12
+    assert report.differences == pytest.approx((chosen - rejected).tolist())
     assert report.confidence == pytest.approx([1 / (1 + math.exp(-abs(d))) for d in chosen - rejected])
 
 
@@ -65,7 +68,7 @@ def test_the_best_possible_is_known_only_of_the_towns_prompts_and_its_rater(tiny
     assert known.expected_accuracy <= known.ceiling
     for others in ([elsewhere], [town, elsewhere], [ranked("When does the library close?", rater="hurried")]):
         report = reward_model_report(rm, others)
-        assert (report.expected_accuracy, report.ceiling) == (None, None)
+        assert (report.expected_accuracy, report.ceiling, report.rater_agreement) == (None, None, None)
         assert len(report.agreed) == len(others)
 
 
@@ -85,3 +88,59 @@ def test_an_accuracy_is_compared_with_one_half(groups):
 def test_scores_that_are_no_numbers_are_named(scores):
     with pytest.raises(ValueError, match="chosen_scores must be one or more finite numbers"):
         evaluate_reward_model(scores, [0.0])
+
+
+def test_the_report_shows_accuracy_beside_agreement_and_the_best_possible():
+    report = evaluate_reward_model([1.0, 0.0], [0.0, 2.0], agreement=[0.9, 0.4])
+    lines = dict(report.table())
+    assert lines["would agree with new labels"] == "75.0%"
+    assert lines["two raters agree"] == "67.0%"  # (0.82 + 0.52) / 2
+    assert lines["best possible"] == "75.0%"
+    assert all(name in repr(report) and number in report._repr_html_() for name, number in lines.items())
+    assert list(dict(evaluate_reward_model([1.0], [0.0]).table())) == ["agrees with the labels"]
+
+
+# -- calibration ------------------------------------------------------------------------------------------------------
+
+
+def labels_of(scale, count, seed=0):
+    """Differences (chosen less rejected) of a model whose log-odds are `scale` times the true ones, and the truth."""
+    rng = np.random.default_rng(seed)
+    true = rng.normal(0, 1.5, count)
+    p = 1 / (1 + np.exp(-true))
+    left_chosen = rng.random(count) < p
+    return np.where(left_chosen, scale * true, -scale * true), np.where(left_chosen, p, 1 - p)
+
+
+def test_calibration_covers_all_probabilities_and_is_the_definition():
+    differences, _ = labels_of(1.0, 400)
+    table = calibration(differences, seed=3)
+    assert table.predicted[0] < 0.1 < 0.9 < table.predicted[-1]
+    assert sum(share.count for share in table.observed) == 400
+    one_bin = calibration(differences, bins=1, seed=3)
+    # Sides are drawn: left is the chosen one in about half of all pairs (5 standard deviations of 0.025).
+    assert one_bin.observed[0].mean == pytest.approx(0.5, abs=0.125)
+    gaps = [abs(x - share.mean) * share.count for x, share in zip(table.predicted, table.observed, strict=True)]
+    assert table.error == pytest.approx(sum(gaps) / 400)
+    assert calibration(differences, seed=3) == table != calibration(differences, seed=4)
+
+
+def test_a_model_that_is_too_sure_is_found_and_one_that_is_right_is_not():
+    """Of 10 intervals at 95 % a right model is outside of 4 or more in 1 of 1,000 runs."""
+    for scale, most, least in ((1.0, 3, 0), (3.0, 10, 5)):
+        differences, _ = labels_of(scale, 2000)
+        table = calibration(differences)
+        outside = [not s.low <= x <= s.high for x, s in zip(table.predicted, table.observed, strict=True)]
+        assert least <= sum(outside) <= most
+
+
+def test_known_agreement_takes_the_noise_of_the_labels_away():
+    differences, agreement = labels_of(1.0, 500)
+    exact = calibration(differences, agreement=agreement)
+    assert exact.error < 1e-6 < 0.01 < calibration(differences).error
+
+
+@pytest.mark.parametrize(("arguments", "words"), [(([],), "differences"), (([1.0],), "agreement must have one")])
+def test_calibration_refuses_what_does_not_pair_up(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        calibration(*arguments, agreement=[0.5, 0.5])
