@@ -37,6 +37,7 @@ REWARD_MODEL = {
     "accuracy": NUMBER | {"description": "share of held-out labels it agrees with"},
     "accuracy_interval": INTERVAL,
     "expected_accuracy": NUMBER_OR_NULL | {"description": "E[p(rater agrees with its choice)]"},
+    "rater_agreement": NUMBER_OR_NULL | {"description": "E[p^2 + (1 - p)^2]; two raters on the same pair"},
     "ceiling": NUMBER_OR_NULL | {"description": "E[max(p, 1 - p)]; null where the raters' p is unknown"},
     "pairs": COUNT,
 }
@@ -77,6 +78,7 @@ def metrics_dict(summary: RunSummary) -> dict:
         "accuracy": quality.accuracy.mean,
         "accuracy_interval": quality.accuracy,
         "expected_accuracy": quality.expected_accuracy,
+        "rater_agreement": quality.rater_agreement,
         "ceiling": quality.ceiling,
         "pairs": len(quality.agreed),
     }

@@ -149,7 +149,10 @@ def _reward_model(quality: RewardModelReport | None) -> dict[str, Any] | None:
     found = f"It agrees with {_percent(quality.accuracy)} of {len(quality.agreed)} held-out labels."
     bound = "How noisy the raters are is not known here, so neither is the best possible accuracy."
     if quality.ceiling is not None:
-        bound = f"The raters are noisy: the best any model could expect is {100 * quality.ceiling:.1f} %"
+        bound = "The raters are noisy: "
+        if quality.rater_agreement is not None:
+            bound += f"two of them agree on {100 * quality.rater_agreement:.1f} %, and "
+        bound += f"the best any model could expect is {100 * quality.ceiling:.1f} %"
         expected = quality.expected_accuracy
         bound += "." if expected is None else f"; this one can expect {100 * expected:.1f} %."
     picture = _picture(lambda ax: plots.reliability_diagram(ax, quality.confidence, quality.agreed), found)

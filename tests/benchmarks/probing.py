@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import sys
 
+import choice
 import consensus
 import control
 import dialogue
@@ -16,14 +17,16 @@ import live_checks
 import ppo_ablation
 import probes
 import pytest
+import segment_labels
 import start_behaviour
 import study
 from rows import same_setup, stale
 
 from rlhf_lab.experience.invariants import InvariantViolation
-from rlhf_lab.recipes import reward, rlhf
+from rlhf_lab.recipes import reward_losses, rlhf
 
 STUDIES = {
+    choice.RESULTS: choice.arms(),
     consensus.RESULTS: consensus.arms(),
     control.PATH: [control.arm(task) for task in control.TASKS],
     dialogue.RESULTS: [dialogue.arm(rung) for rung in dialogue.RUNGS],
@@ -34,6 +37,7 @@ STUDIES = {
     live_checks.RESULTS: live_checks.ARMS,
     ppo_ablation.RESULTS: ppo_ablation.arms(list(ppo_ablation.PARTS)),
     probes.RESULTS: [probes.arm(fault) for fault in probes.EVERY],
+    segment_labels.RESULTS: segment_labels.arms(),
     start_behaviour.RESULTS: start_behaviour.arms(),
     study.SEEDS: [study.ARM],
     study.TONE: [study.tone_arm(taste) for taste in study.TASTES],
@@ -69,7 +73,7 @@ def check_that_the_probe_sees_the_chain(monkeypatch, study, *names):
     before = probe()
     changes = {
         "linear": (rlhf, lambda first, last, share: first),  # the live checks stop most other changes of PPO
-        "bradley_terry_loss": (reward, lambda better, worse: (better - worse).exp()),
+        "bradley_terry_loss": (reward_losses, lambda better, worse, margin: (better - worse).exp()),
     }
     for name, (module, changed) in changes.items():
         with monkeypatch.context() as patch:
