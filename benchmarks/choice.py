@@ -22,7 +22,7 @@ temperature 1; prompts with fewer than 4 different ones are left out.
 The columns asked_... tell of the selection: the accuracy that cross-validation reports on the asked prompts, what two
 raters agree on there, and the best possible there. Intervals are of 95 %, not corrected: of the 16 that compare a rule
 with drawing, 0.8 exclude 0 by chance where no rule differs. The minimum detectable effect is the true difference that
-such an interval excludes 0 for in 80 % of studies like this one. One core, some twenty minutes.
+such an interval excludes 0 for in 80 % of studies like this one. One busy core, some twenty-five minutes.
 """
 
 import os

@@ -46,7 +46,7 @@ ORDER = [
     ("classroom.widgets", ["ordering", "judgements", "saving", "session", "retrospect", "state"]),
     ("classroom.widgets", ["bridge", "view", "plain_forms", "plain"]),
     ("classroom.widgets", ["writing", "opinions", "dialogue", "chat", "plain_chat"]),
-    ("classroom.checks", ["comparing", "clipped_losses", "dawid_skene", (*CHECKS, "human_feedback")]),
+    ("classroom.checks", ["comparing", "clipped_losses", "dawid_skene", (*CHECKS, "human_feedback", "reward_models")]),
     ("classroom.clinic", ["songs", "parts", "oracles", "faults", "cases"]),
     ("classroom.clinic", [("experience_cases", "update_cases", "scoring_cases"), "watch", "runs", "ward", "charts"]),
     ("classroom.clinic", ["grading", "agent", "agent_checks", "exercises", "__init__"]),

@@ -26,6 +26,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.typing import LineStyleType
 
 from rlhf_lab.evaluation.policies import ORACLE_PARTS, ModelReport
+from rlhf_lab.evaluation.reward_models import Calibration
 from rlhf_lab.maths.intervals import mean_interval, proportion_interval
 from rlhf_lab.maths.preferences import reliability_bins
 from rlhf_lab.training.history import History
@@ -284,6 +285,67 @@ def number_table(ax: Axes, table: np.ndarray, names: Sequence[str], low: float =
     ax.set_xticks(range(len(names)), names, rotation=45, ha="right")
     ax.set_yticks(range(len(names)), names)
     ax.tick_params(length=0)
+    ax.grid(visible=False)
+    return ax
+
+
+def calibration_diagram(ax: Axes, table: Calibration) -> Axes:
+    """Of the pairs to which a model gives P(left) = x, the share in which left is preferred, with 95 % intervals.
+
+    On the diagonal it is calibrated; `reliability_diagram` draws the confidence in the model's own choice instead.
+    Chapter 09.
+    """
+    x, y = 100 * np.array(table.predicted), 100 * np.array([share.mean for share in table.observed])
+    low, high = (100 * np.array([getattr(share, end) for share in table.observed]) for end in ("low", "high"))
+    ax.plot([0, 100], [0, 100], color=COLOURS["reference"], linestyle=LINES["reference"], linewidth=1.2)
+    ax.text(97, 4, "dashed: calibrated", ha="right", va="bottom", color="#666666")
+    ax.errorbar(x, y, [y - low, high - y], color=COLOURS["reward"], marker="o", markersize=5, elinewidth=1.1)
+    ax.set(xlabel="P(left is preferred) by the model, %", ylabel="left is preferred, %", xlim=(0, 100), ylim=(0, 100))
+    return ax
+
+
+def accuracy_curve(
+    ax: Axes, counts: Sequence[float], runs: Sequence[Sequence[float]], levels: Mapping[str, float], label: str
+) -> Axes:
+    """Accuracy against steps or labels: a dot a run, their mean, the 95 % band of the mean; levels to compare with.
+
+    Args:
+        counts: [n] along the x axis.
+        runs: [seeds][n] accuracies in [0, 1]; of a single run there is no band.
+        levels: name -> accuracy, each a dashed line with its name.
+        label: of the curve.
+
+    Chapter 09.
+    """
+    table = 100 * np.array(runs, float)
+    bars = [mean_interval(column) for column in table.T]
+    if len(table) > 1:
+        low, high = [i.low for i in bars], [i.high for i in bars]
+        ax.fill_between(counts, low, high, color=COLOURS["reward"], alpha=0.15, lw=0)
+        for row in table:
+            ax.plot(counts, row, ".", color=COLOURS["reward"], alpha=0.5)
+    middle = [i.mean for i in bars]
+    ax.plot(counts, middle, color=COLOURS["reward"], marker="o", markersize=4)
+    lowest = float(table[:, -2:].min())  # the label stands below the last two columns
+    _write(ax, label, (counts[-1], lowest), -8, ha="right", va="top", color=COLOURS["reward"])
+    for name, level in levels.items():
+        ax.axhline(100 * level, color=COLOURS["reference"], linestyle=LINES["reference"], linewidth=1.2)
+        _write(ax, name, (counts[-1], 100 * level), 3, ha="right", va="bottom", color="#666666")
+    ax.set_ylabel("% of pairs")
+    return ax
+
+
+def number_map(ax: Axes, table: np.ndarray | torch.Tensor) -> Axes:
+    """Numbers on a map of cells [rows, columns], written out over a shade of grey.
+
+    Chapter 09.
+    """
+    grid = np.asarray(table, float)
+    ax.imshow(grid, cmap="Greys", vmin=grid.min(), vmax=grid.max() + 1.2 * max(float(np.ptp(grid)), 1e-9))
+    for (row, column), number in np.ndenumerate(grid):
+        text = f"{number:.1f}".replace("-0.0", "0.0").replace("-", "\N{MINUS SIGN}")
+        ax.text(column, row, text, ha="center", va="center", fontsize=8.5, color=COLOURS["true"])
+    ax.set(xticks=[], yticks=[])
     ax.grid(visible=False)
     return ax
 
