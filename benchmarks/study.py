@@ -169,7 +169,7 @@ def tone_run(seed: int, taste: str, setting: ToneSetting = FULL_TONE) -> tuple[i
         write_preferences(file, comparisons)
         recipes = {name: replace(getattr(setting, name), seed=seed) for name in ("sft", "reward", "rlhf")}
         config = demo.DemoConfig(
-            feedback=str(file), seed=seed, demonstrations=setting.demonstrations,
+            feedback=str(file), seed=seed, few=0, demonstrations=setting.demonstrations,
             evaluation_prompts=setting.evaluation_prompts, texts=setting.texts, **recipes,
         )  # fmt: skip
         return len(comparisons), demo.run_demo(config, demo.open_output(Path(folder) / "out", config, resume=False))

@@ -30,7 +30,7 @@ from rlhf_lab.models.language_model import MODEL_FOLDERS, load_language_model
 from rlhf_lab.models.linear_reward import load_linear_reward
 from rlhf_lab.models.reward_model import load_reward_model
 from rlhf_lab.recipes import rlhf, sft
-from rlhf_lab.recipes.few_labels import LEASH, are_few
+from rlhf_lab.recipes.few_labels import LEASH
 from rlhf_lab.recipes.pretrain import SIZES
 from rlhf_lab.training.files import load_checkpoint
 from rlhf_lab.training.optimisers import clipped_step
@@ -63,9 +63,11 @@ def metrics(out):
 def few_of_everything():
     """What no option makes smaller is smaller here; nothing that is tested depends on it."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(demo, "DemoConfig", partial(demo.DemoConfig, test_labels=20, demonstrations=400))
+        many = partial(
+            demo.DemoConfig, test_labels=20, demonstrations=400, few=0
+        )  # `few_labels` takes the other recipe
+        patched.setattr(demo, "DemoConfig", many)
         patched.setattr(demo, "TRACKED_PROMPTS", 8)
-        patched.setattr(demo, "are_few", lambda feedback: False)  # the recipe for many; `few_labels` takes the other
         yield
 
 
@@ -92,7 +94,7 @@ def finished(told):
 # -- few labels -----------------------------------------------------------------------------------------------------
 @pytest.fixture
 def few_labels(monkeypatch):
-    monkeypatch.setattr(demo, "are_few", are_few)
+    monkeypatch.setattr(demo, "DemoConfig", partial(demo.DemoConfig.func, test_labels=20, demonstrations=400))
 
 
 def test_few_labels_take_their_own_recipe_warn_first_and_resume(few_labels, tmp_path, monkeypatch, capsys):

@@ -152,7 +152,7 @@ def run_demo(
     with shop.stage("feedback", "2/5 Feedback: " + _feedback_title(config, task)):
         preferences, tests = collect_feedback(sft, task, config, shop.folder)
     with shop.stage("reward_model", f"3/5 Reward model: learn from {len(preferences):,} records"):
-        few = are_few(preferences)
+        few = are_few(preferences, config.few)
         rm, learned = train_judge(few, sft, preferences, tests, config, shop)
         quality = reward_model_report(rm, tests, config.reward.max_new_tokens)
         tested = None if quality is None else quality.accuracy

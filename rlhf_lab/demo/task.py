@@ -11,6 +11,7 @@ from rlhf_lab.feedback.fitting import fit_prompts
 from rlhf_lab.feedback.formats import read_preferences
 from rlhf_lab.feedback.lines import complain
 from rlhf_lab.models.language_model import LanguageModel
+from rlhf_lab.recipes.few_labels import FEW
 from rlhf_lab.recipes.reward import RewardConfig
 from rlhf_lab.recipes.rlhf import RLHFConfig
 from rlhf_lab.recipes.sft import SFTConfig
@@ -35,6 +36,7 @@ class DemoConfig:
         labels: rankings by simulated raters, at least 20.
         test_labels: rankings of replies to held-out prompts that test the reward model, at least 1.
         replies: in a ranking, 2 to 8.
+        few: preferences with fewer choices than this take the recipe for few labels; 0: never.
         demonstrations: for SFT, at least 1.
         evaluation_prompts: held-out prompts of the final evaluation, at least 8.
         texts: held-out documents for each perplexity, at least 1.
@@ -50,6 +52,7 @@ class DemoConfig:
     labels: int = 600
     test_labels: int = 150
     replies: int = 4
+    few: int = FEW
     demonstrations: int = 4000
     evaluation_prompts: int = 480
     texts: int = 300
@@ -63,6 +66,7 @@ class DemoConfig:
         for name, least in low.items():
             whole(self, name, least=least)
         whole(self, "replies", least=2)
+        whole(self, "few", least=0)
         require(self.replies <= 8, "replies", self.replies, "2 to 8")
         if self.prompt_tokens is not None:
             at_least_one(self, "prompt_tokens")

@@ -23,7 +23,7 @@ from rlhf_lab.training.configs import at_least_one, require, whole
 from rlhf_lab.training.history import History, Result
 from rlhf_lab.training.randomness import generator_for
 
-FEW = 900  # choices; below, the demo takes this recipe (a ranking of four is three choices)
+FEW = 600  # choices, as in 200 rankings of four: up to there this recipe was measured
 ITERATIONS, LEASH = 9, 0.2  # of `cautious`: PPO iterations, and log-odds of a preference per nat of KL
 LEAST_PROMPTS = 8  # with a pair; below, cross-validation leaves next to nothing to learn from
 
@@ -235,13 +235,10 @@ def choices_in(feedback: Sequence[Record]) -> int:
     return rankings + choices + sum(isinstance(record, Comparison) for record in feedback)
 
 
-def are_few(feedback: Sequence[Record]) -> bool:
-    """Whether this recipe is for them: fewer than 900 choices, on at least eight prompts.
-
-    Above that number a reward model of which every weight is trained is no worse in our measurements.
-    """
+def are_few(feedback: Sequence[Record], below: int = FEW) -> bool:
+    """Whether this recipe is for them: fewer choices than `below`, on at least eight prompts."""
     prompts = {record.prompt for record in feedback if choices_in([record])}
-    return len(prompts) >= LEAST_PROMPTS and choices_in(feedback) < FEW
+    return len(prompts) >= LEAST_PROMPTS and choices_in(feedback) < below
 
 
 def cautious(config: RLHFConfig, reward: LinearReward) -> RLHFConfig:
