@@ -1,8 +1,8 @@
 """A reward model with few parameters: a linear function of what a language model already knows of a reply.
 
 The language model stays as it is. A reply is the mean of its hidden states, and the score is linear in it, so there is
-one weight for each of the d coordinates, a posterior over the weights in closed form, and training in well under a
-second. From few labels this beats a reward model whose every weight is trained: `python run.py bench few_labels`.
+one weight for each of the d coordinates, a posterior over the weights in closed form, and no learning rate. It is made
+for few labels; `python run.py bench few_labels` measures what a policy makes of it.
 Left out: several layers, states of single tokens, a scale of its own for every prompt.
 """
 
