@@ -1,9 +1,9 @@
 """A reward model from few labels: a linear function of the SFT model's hidden states, fitted to its optimum.
 
 With some tens of rankings a reward model whose every weight is trained can learn the labels by heart, and gets surer of
-what it got wrong (chapter 09 shows it). This one has d weights, a prior whose width is chosen by judgements that the fit
-has not seen, and no learning rate.
-Left out: ties, ratings, and weights of raters; `train_reward_model` takes them.
+what it got wrong (chapter 09 shows it). This one has d weights, a prior whose width is chosen by judgements that the
+fit has not seen, and no learning rate. Left out: ties, ratings, and weights of raters; `train_reward_model` takes
+them.
 """
 
 from collections.abc import Sequence
