@@ -22,7 +22,7 @@ COMMANDS = {"demo": DEMO, "pretrain": ["pretrain", "--steps", "1"], "corpus": ["
 
 @pytest.fixture(autouse=True)
 def few_of_everything(monkeypatch, tmp_path):
-    monkeypatch.setattr(demo, "DemoConfig", partial(demo.DemoConfig, test_labels=20, demonstrations=200))
+    monkeypatch.setattr(demo, "DemoConfig", partial(demo.DemoConfig, test_labels=20, demonstrations=200, few=0))
     monkeypatch.setattr(demo, "TRACKED_PROMPTS", 4)
     monkeypatch.setattr(commands, "DOCUMENTS", 300)
     monkeypatch.chdir(tmp_path)
@@ -149,7 +149,7 @@ def stopped(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stopped")
     write_feedback(folder / "mine.jsonl")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(demo, "DemoConfig", partial(demo.DemoConfig, test_labels=20, demonstrations=200))
+        patched.setattr(demo, "DemoConfig", partial(demo.DemoConfig, test_labels=20, demonstrations=200, few=0))
         patched.setattr(demo, "TRACKED_PROMPTS", 4)
         patched.setattr(demo, "train_rlhf", interrupted)
         patched.chdir(folder)

@@ -59,12 +59,6 @@ class RewardModelReport:
     def __repr__(self) -> str:
         return "\n".join(f"{name:28}{number}" for name, number in self.table())
 
-    def _repr_html_(self) -> str:
-        """The same for a notebook."""
-        return (
-            f"<table>{''.join(f'<tr><td>{name}</td><td>{number}</td></tr>' for name, number in self.table())}</table>"
-        )
-
 
 def evaluate_reward_model(
     chosen_scores: Sequence[float],

@@ -96,7 +96,7 @@ def test_the_report_shows_accuracy_beside_agreement_and_the_best_possible():
     assert lines["would agree with new labels"] == "75.0%"
     assert lines["two raters agree"] == "67.0%"  # (0.82 + 0.52) / 2
     assert lines["best possible"] == "75.0%"
-    assert all(name in repr(report) and number in report._repr_html_() for name, number in lines.items())
+    assert all(name in repr(report) and number in repr(report) for name, number in lines.items())
     assert list(dict(evaluate_reward_model([1.0], [0.0]).table())) == ["agrees with the labels"]
 
 
