@@ -10,6 +10,7 @@ import consensus
 import control
 import dialogue
 import dqn
+import few_labels
 import gae
 import labels
 import leash
@@ -31,6 +32,7 @@ STUDIES = {
     control.PATH: [control.arm(task) for task in control.TASKS],
     dialogue.RESULTS: [dialogue.arm(rung) for rung in dialogue.RUNGS],
     dqn.RESULTS: [dqn.arm(variant) for variant in dqn.VARIANTS],
+    few_labels.RESULTS: few_labels.arms(),
     gae.RESULTS: [gae.ARM],
     labels.RESULTS: labels.arms(),
     leash.RESULTS: leash.arms(),
