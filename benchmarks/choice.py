@@ -47,15 +47,7 @@ from rlhf_lab.maths.preferences import best_possible_accuracy, expected_accuracy
 from rlhf_lab.models.language_model import LanguageModel, load_language_model
 from rlhf_lab.models.linear_reward import mean_states
 from rlhf_lab.models.tokens import encode_prompts, encode_responses, make_batch
-from rlhf_lab.recipes.few_labels import (
-    Differences,
-    LinearRewardConfig,
-    best_row,
-    cross_validate,
-    curvature,
-    fit_weights,
-    typical,
-)
+from rlhf_lab.recipes.few_labels import Differences, LinearRewardConfig, best_row, cross_validate, posterior, typical
 from rlhf_lab.recipes.sft import SFTConfig, train_sft
 from rlhf_lab.records import Choice, Edit, Ranking, Rating
 from rlhf_lab.training.randomness import generator_for
@@ -207,8 +199,8 @@ def fit_pairs(pairs: Differences, config: LinearRewardConfig, ridge: float | Non
     if ridge is None:
         best = best_row(cross_validate(pairs, config))
         ridge, reported = best["ridge"], best["held_out_accuracy"]
-    weights = fit_weights(pairs, ridge)
-    return Fit(weights, ridge, np.linalg.inv(curvature(pairs, weights, ridge)), reported)
+    weights, covariance = posterior(pairs, ridge)
+    return Fit(weights, ridge, covariance, reported)
 
 
 def rankings(at: Stage, asked: Sequence[int], config: LinearRewardConfig, ridge: float | None) -> Fit:

@@ -216,6 +216,15 @@ def greedy_design(rows: Tensor, covariance: Tensor, count: int) -> tuple[list[in
     return taken, gains
 
 
+def preference_curvature(x: Tensor, mean: Tensor, ridge: float, counts: Tensor) -> Tensor:
+    """Second derivative [d, d] of the loss of `preference_posterior` at weights `mean` [d].
+
+    ridge I + sum_n v_n p_n (1 - p_n) x_n x_n',    p_n = sigmoid(w . x_n)
+    """
+    p = torch.sigmoid(x @ mean)
+    return (x * (counts * p * (1 - p))[:, None]).mT @ x + ridge * torch.eye(x.shape[1], dtype=x.dtype)
+
+
 def preference_posterior(x: Tensor, ridge: float, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Weights of a linear Bradley-Terry model and their covariance, by Newton's method and Laplace's approximation.
 
@@ -250,9 +259,8 @@ def preference_posterior(x: Tensor, ridge: float, weights: Tensor | None = None)
         return float(-(counts * logsigmoid(x @ w)).sum() + ridge / 2 * (w @ w))
 
     for _ in range(100):
-        p = torch.sigmoid(x @ mean)
-        curvature = (x * (counts * p * (1 - p))[:, None]).mT @ x + ridge * torch.eye(x.shape[1], dtype=x.dtype)
-        step = torch.linalg.solve(curvature, (counts * (1 - p)) @ x - ridge * mean)
+        curvature = preference_curvature(x, mean, ridge, counts)
+        step = torch.linalg.solve(curvature, (counts * torch.sigmoid(-x @ mean)) @ x - ridge * mean)
         size = 1.0
         while loss(mean + size * step) > loss(mean) + 1e-12 and size > 1e-6:
             size /= 2  # a full step may overshoot where the labels are separated

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
 
+from rlhf_lab.maths.acquisition import preference_posterior
 from rlhf_lab.maths.intervals import Share, mean_interval
 from rlhf_lab.models.language_model import LanguageModel
 from rlhf_lab.models.linear_reward import LinearReward, mean_states
@@ -144,8 +144,7 @@ def train_linear_reward(
     pairs = differences(features, data.judged)
     history = cross_validate(pairs, config)
     ridge = best_row(history)["ridge"]
-    weights = fit_weights(pairs, ridge)
-    covariance = np.linalg.inv(curvature(pairs, weights, ridge))
+    weights, covariance = posterior(pairs, ridge)
     t = torch.from_numpy
     reward = LinearReward(lm, t(centre), t(scale), t(weights), t(covariance))
     reward = reward.normalised(t(np.concatenate(features) @ weights))
@@ -185,17 +184,16 @@ def differences(features: Sequence[np.ndarray], judged: Sequence[Judged]) -> Dif
     return Differences(np.array(x), np.array(weights), np.array(prompts))
 
 
+def posterior(pairs: Differences, ridge: float) -> tuple[np.ndarray, np.ndarray]:
+    """Weights [d] where the loss of `train_linear_reward` is smallest, and their covariance [d, d]."""
+    x, counts = torch.from_numpy(pairs.x), torch.from_numpy(pairs.weights)
+    weights, covariance = preference_posterior(x, ridge, counts)
+    return weights.numpy(), covariance.numpy()
+
+
 def fit_weights(pairs: Differences, ridge: float) -> np.ndarray:
-    """Where the loss is smallest, [d]. Every second pair is turned round, because a classifier wants two classes."""
-    first = np.arange(len(pairs.x)) % 2
-    model = LogisticRegression(C=1 / ridge, fit_intercept=False, solver="newton-cholesky", tol=1e-8)
-    return model.fit(pairs.x * (2 * first - 1)[:, None], first, sample_weight=pairs.weights).coef_[0]
-
-
-def curvature(pairs: Differences, weights: np.ndarray, ridge: float) -> np.ndarray:
-    """Second derivative [d, d] of the loss: ridge I + sum of v p (1 - p) x x'."""
-    p = 1 / (1 + np.exp(-pairs.x @ weights))
-    return ridge * np.eye(len(weights)) + (pairs.x * (pairs.weights * p * (1 - p))[:, None]).T @ pairs.x
+    """The weights [d] of `posterior`."""
+    return posterior(pairs, ridge)[0]
 
 
 def cross_validate(pairs: Differences, config: LinearRewardConfig) -> History:

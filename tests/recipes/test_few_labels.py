@@ -8,13 +8,13 @@ import torch
 from scipy.optimize import minimize
 from toy_models import word_model
 
+from rlhf_lab.maths.acquisition import preference_curvature
 from rlhf_lab.recipes.few_labels import (
     FEW,
     Differences,
     LinearRewardConfig,
     are_few,
     cautious,
-    curvature,
     differences,
     fit_weights,
     reply_states,
@@ -53,7 +53,8 @@ def test_the_weights_minimise_the_loss_of_the_docstring(ridge):
 
 def test_the_curvature_is_the_second_derivative():
     pairs, ridge, step = pairs_of(2), 0.7, 1e-3
-    weights, found = np.linspace(-1, 1, 5), curvature(pairs_of(2), np.linspace(-1, 1, 5), 0.7)
+    weights = np.linspace(-1, 1, 5)
+    found = preference_curvature(*map(torch.from_numpy, (pairs.x, weights)), ridge, torch.from_numpy(pairs.weights))
     for i in range(5):
         for j in range(5):
             a, b = np.eye(5)[i] * step, np.eye(5)[j] * step
