@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import torch
-from scipy.stats import binom
 from torch import Tensor
 
 from rlhf_lab.feedback.events import standing
@@ -315,6 +314,8 @@ def seconds_per_label(events: Iterable[Event], level: float = 0.95) -> dict[str,
 
 def _median(ordered: Sequence[float], level: float) -> Seconds:
     """With its interval between the k-th smallest and the k-th largest, k as large as the level allows."""
+    from scipy.stats import binom  # costs a second that only this needs
+
     count = len(ordered)
     if not count:
         return Seconds()

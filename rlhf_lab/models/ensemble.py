@@ -4,7 +4,6 @@ Each member is a reward model of its own, with its own backbone. Left out: membe
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_lab.models.language_model import LanguageModel, ModelError, check_same_tokens
-from rlhf_lab.models.reward_model import RewardModel, load_reward_model
-from rlhf_lab.models.tokens import Rollout, TokenBatch, encode_prompts, encode_responses, make_batch
-from rlhf_lab.records import PromptLike
+from rlhf_lab.models.reward_model import RewardModel, TextScores, load_reward_model
+from rlhf_lab.models.tokens import TokenBatch
 from rlhf_lab.training.configs import from_zero, require
 from rlhf_lab.training.folders import changed_file, new_folder
 
@@ -23,7 +21,7 @@ KIND, NOTE = "reward ensemble", "ensemble.json"
 
 
 @dataclass(frozen=True, eq=False)
-class RewardEnsemble:
+class RewardEnsemble(TextScores):
     """Reward models that judge the same replies.
 
         score = mean over members - pessimism * standard deviation over members,    of their standardised scores
@@ -72,11 +70,6 @@ class RewardEnsemble:
         return self.members[0].tokenizer
 
     @property
-    def lm(self) -> LanguageModel:
-        """The first member with the tokenizer's ids, for the functions that encode text."""
-        return self.members[0].lm
-
-    @property
     def precision(self) -> torch.dtype:
         """Of the forward passes of the first member."""
         return self.members[0].precision
@@ -87,11 +80,6 @@ class RewardEnsemble:
         return self.members[0].device
 
     @property
-    def pad_id(self) -> int:
-        """Token under the mask."""
-        return self.members[0].pad_id
-
-    @property
     def score_std(self) -> float:
         """Raw units in one unit of the score, mean over the members: it turns differences of scores into log-odds."""
         return sum(member.score_std for member in self.members) / len(self.members)
@@ -100,12 +88,9 @@ class RewardEnsemble:
         """An independent copy of all weights."""
         return RewardEnsemble(tuple(member.copy() for member in self.members), self.pessimism)
 
-    def batch_of(
-        self, conversations: Sequence[PromptLike], texts: Sequence[str], max_new_tokens: int | None = None
-    ) -> TokenBatch:
-        """Prompts and replies as tokens; see `RewardModel.score`."""
-        prompts = encode_prompts(self.lm, conversations)
-        return make_batch(prompts, encode_responses(self.lm, texts, max_new_tokens), self.pad_id, self.device)
+    def reader(self) -> tuple[LanguageModel, int]:
+        """That of the first member."""
+        return self.members[0].reader()
 
     def member_scores(self, batch: TokenBatch, micro_batch: int = 64) -> Tensor:
         """Standardised scores [M, B] of each member, without gradient."""
@@ -115,25 +100,11 @@ class RewardEnsemble:
         """How far the members are apart: unbiased standard deviation [B] of their scores; 0 with one member."""
         return spread_of(self.member_scores(batch, micro_batch))
 
-    def __call__(self, rollout: Rollout) -> Tensor:
-        """Scores [B] of sampled replies, as the reward of a policy, without gradient."""
-        return self.score_batch(rollout.batch)
-
     def score_batch(self, batch: TokenBatch, micro_batch: int = 64) -> Tensor:
         """Scores [B] of tokens, without gradient."""
         scores = self.member_scores(batch, micro_batch)
         mean = scores.mean(0)
         return mean - self.pessimism * spread_of(scores) if self.pessimism else mean
-
-    def score(
-        self,
-        conversations: Sequence[PromptLike],
-        texts: Sequence[str],
-        micro_batch: int = 64,
-        max_new_tokens: int | None = None,
-    ) -> Tensor:
-        """Scores [N] of texts, without gradient; arguments as `RewardModel.score`."""
-        return self.score_batch(self.batch_of(conversations, texts, max_new_tokens), micro_batch)
 
     def save(self, folder: str | Path, half: bool = False) -> None:
         """Write each member in the Hugging Face layout into a folder of its own, all or nothing.

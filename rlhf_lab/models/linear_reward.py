@@ -7,7 +7,6 @@ Left out: several layers, states of single tokens, a scale of its own for every 
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,10 +16,9 @@ from torch import Tensor
 
 from rlhf_lab.maths.tensors import length_mask, masked_mean
 from rlhf_lab.models.language_model import LanguageModel, ModelError, load_language_model
-from rlhf_lab.models.reward_model import mean_and_std
+from rlhf_lab.models.reward_model import TextScores, mean_and_std
 from rlhf_lab.models.scoring import response_states
-from rlhf_lab.models.tokens import Rollout, TokenBatch, encode_prompts, encode_responses, length_groups, make_batch
-from rlhf_lab.records import PromptLike
+from rlhf_lab.models.tokens import TokenBatch, length_groups
 from rlhf_lab.training.folders import changed_file, new_folder
 
 KIND, NOTE, TENSORS = "linear reward", "linear_reward.json", "linear_reward.safetensors"
@@ -51,7 +49,7 @@ def mean_states(lm: LanguageModel, batch: TokenBatch, micro_batch: int = 64) -> 
 
 
 @dataclass(frozen=True, eq=False)
-class LinearReward:
+class LinearReward(TextScores):
     """Scores of replies that are linear in the states of a language model, with a posterior.
 
         raw score = w . x,    x = (h - centre) / scale,    w ~ normal(weights, covariance)
@@ -81,12 +79,9 @@ class LinearReward:
         """x [B, d] of replies, float64."""
         return (mean_states(self.lm, batch, micro_batch) - self.centre) / self.scale
 
-    def batch_of(
-        self, conversations: Sequence[PromptLike], texts: Sequence[str], max_new_tokens: int | None = None
-    ) -> TokenBatch:
-        """Prompts and replies as tokens; see `RewardModel.score`."""
-        prompts = encode_prompts(self.lm, conversations)
-        return make_batch(prompts, encode_responses(self.lm, texts, max_new_tokens), self.lm.pad_id, self.lm.device)
+    def reader(self) -> tuple[LanguageModel, int]:
+        """The language model itself."""
+        return self.lm, self.lm.pad_id
 
     def normalised(self, raw_scores: Tensor) -> "LinearReward":
         """The same with mean and scale such that these raw scores [N] get mean 0 and standard deviation 1.
@@ -101,20 +96,6 @@ class LinearReward:
         """Standardised scores [B] of tokens, (raw - score_mean) / score_std, float32."""
         raw = self.features(batch, micro_batch) @ self.weights
         return ((raw - self.score_mean) / self.score_std).float().to(batch.mask.device)
-
-    def __call__(self, rollout: Rollout) -> Tensor:
-        """Standardised scores [B] of sampled replies, as the reward of a policy."""
-        return self.score_batch(rollout.batch)
-
-    def score(
-        self,
-        conversations: Sequence[PromptLike],
-        texts: Sequence[str],
-        micro_batch: int = 64,
-        max_new_tokens: int | None = None,
-    ) -> Tensor:
-        """Standardised scores [N] of texts; arguments and errors as `RewardModel.score`."""
-        return self.score_batch(self.batch_of(conversations, texts, max_new_tokens), micro_batch)
 
     def save(self, folder: str | Path) -> None:
         """Write the language model in the Hugging Face layout and the linear part beside it, all or nothing.

@@ -34,8 +34,55 @@ from rlhf_lab.models.tokens import Rollout, TokenBatch, encode_prompts, encode_r
 from rlhf_lab.records import PromptLike
 
 
+class TextScores:
+    """What every judge of texts does once it can score tokens; it takes the place of a reward function of a policy.
+
+    A subclass gives `score_batch` and `reader`.
+    """
+
+    def score_batch(self, batch: TokenBatch, micro_batch: int = 64) -> Tensor:
+        """Scores [B] of tokens, without gradient; at most `micro_batch` rows in one pass."""
+        raise NotImplementedError
+
+    def reader(self) -> tuple[LanguageModel, int]:
+        """Whose tokenizer reads the texts, on its device, and the token under the mask."""
+        raise NotImplementedError
+
+    def __call__(self, rollout: Rollout) -> Tensor:
+        """Scores [B] of sampled replies, as the reward of a policy, without gradient."""
+        return self.score_batch(rollout.batch)
+
+    def batch_of(
+        self, conversations: Sequence[PromptLike], texts: Sequence[str], max_new_tokens: int | None = None
+    ) -> TokenBatch:
+        """Prompts and replies as tokens; arguments and errors as `score`."""
+        lm, pad_id = self.reader()
+        prompts = encode_prompts(lm, conversations)
+        return make_batch(prompts, encode_responses(lm, texts, max_new_tokens), pad_id, lm.device)
+
+    def score(
+        self,
+        conversations: Sequence[PromptLike],
+        texts: Sequence[str],
+        micro_batch: int = 64,
+        max_new_tokens: int | None = None,
+    ) -> Tensor:
+        """Scores [N] of texts, without gradient; each is scored as a reply that ended.
+
+        Args:
+            conversations: N prompts.
+            texts: N replies, one to each prompt.
+            micro_batch: most rows in one pass.
+            max_new_tokens: longer replies are cut, as in training, and then they have not ended.
+
+        Raises:
+            ValueError: not as many texts as prompts, or a row longer than the context.
+        """
+        return self.score_batch(self.batch_of(conversations, texts, max_new_tokens), micro_batch)
+
+
 @dataclass
-class RewardModel:
+class RewardModel(TextScores):
     """Scores of replies to prompts.
 
     Attributes:
@@ -115,6 +162,10 @@ class RewardModel:
         pad_id = self.model.config.get_text_config().pad_token_id
         return 0 if pad_id is None else pad_id
 
+    def reader(self) -> tuple[LanguageModel, int]:
+        """See `TextScores`."""
+        return self.lm, self.pad_id
+
     def copy(self) -> "RewardModel":
         """An independent copy of the weights."""
         scale = self.score_mean, self.score_std, self.log_nu
@@ -161,10 +212,6 @@ class RewardModel:
         """
         return (self.token_scores(batch) - self.score_mean) / self.score_std
 
-    def __call__(self, rollout: Rollout) -> Tensor:
-        """Standardised scores [B] of sampled replies, as the reward of a policy, without gradient."""
-        return self.score_batch(rollout.batch)
-
     @torch.no_grad()
     def score_batch(self, batch: TokenBatch, micro_batch: int = 64) -> Tensor:
         """Standardised scores [B] of tokens, (raw - score_mean) / score_std, without gradient."""
@@ -172,28 +219,6 @@ class RewardModel:
         for rows in length_groups(batch, micro_batch):
             scores[rows] = self.raw_scores(batch.select(rows))
         return (scores - self.score_mean) / self.score_std
-
-    def score(
-        self,
-        conversations: Sequence[PromptLike],
-        texts: Sequence[str],
-        micro_batch: int = 64,
-        max_new_tokens: int | None = None,
-    ) -> Tensor:
-        """Standardised scores [N] of texts, without gradient; each is scored as a reply that ended.
-
-        Args:
-            conversations: N prompts.
-            texts: N replies, one to each prompt.
-            micro_batch: most rows in one pass.
-            max_new_tokens: longer replies are cut, as in training, and then they have not ended.
-
-        Raises:
-            ValueError: not as many texts as prompts, or a row longer than the context.
-        """
-        lm = self.lm
-        prompts, responses = encode_prompts(lm, conversations), encode_responses(lm, texts, max_new_tokens)
-        return self.score_batch(make_batch(prompts, responses, self.pad_id, self.device), micro_batch)
 
     def normalise(self, raw_scores: Tensor) -> None:
         """Choose mean and scale so that these raw scores [N] get mean 0 and (unbiased) standard deviation 1.
