@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from toy_processes import normals, random_mdp
 
 from rlhf_lab.evaluation.irl import (
     canonical_reward,
@@ -13,21 +14,8 @@ from rlhf_lab.evaluation.irl import (
     reward_distance,
 )
 from rlhf_lab.maths.landscapes import terrain
-from rlhf_lab.maths.mdp import TabularMDP, expected_return, gridworld
+from rlhf_lab.maths.mdp import expected_return, gridworld
 from rlhf_lab.maths.soft import soft_value_iteration, state_action_visits
-
-
-def random_mdp(seed, gamma=0.9, ends=False):
-    generator = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: torch.rand(shape, generator=generator, dtype=torch.float64)  # noqa: E731
-    moves, rewards, start = draw(4, 2, 4), 2 * draw(4, 2) - 1, draw(4)
-    if ends:
-        moves[3], rewards[3] = torch.eye(4)[3], 0.0
-    return TabularMDP(moves / moves.sum(2, keepdim=True), rewards, start / start.sum(), gamma)
-
-
-def normals(seed, *shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def shaped(mdp, potential):
@@ -39,7 +27,7 @@ def shaped(mdp, potential):
 @pytest.mark.parametrize(("gamma", "ends"), [(0.9, False), (0.9, True), (1.0, True), (0.0, False)])
 @pytest.mark.parametrize("seed", range(4))
 def test_potentials_and_scale_are_not_seen_and_a_changed_reward_is(seed, gamma, ends):
-    mdp = random_mdp(seed, gamma, ends)
+    mdp = random_mdp(seed, gamma, ends=ends)
     other = shaped(mdp, 5 * normals(seed, 4))
     assert float((other - mdp.rewards).abs().max()) > 1
     assert reward_distance(mdp, mdp.rewards, other) < 1e-7

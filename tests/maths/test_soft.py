@@ -2,22 +2,13 @@
 
 import pytest
 import torch
+from toy_processes import random_mdp
 
 from rlhf_lab.maths.landscapes import terrain
-from rlhf_lab.maths.mdp import TabularMDP, chain, expected_return, gridworld, value_iteration
+from rlhf_lab.maths.mdp import chain, expected_return, gridworld, value_iteration
 from rlhf_lab.maths.soft import soft_value_iteration, state_action_visits
 
 CASES = [(0.9, None, False), (0.9, None, True), (1.0, 3, False), (0.7, 4, True), (0.0, None, False)]
-
-
-def random_mdp(seed, gamma=0.9, horizon=None, ends=False):
-    """3 states and 2 actions, and a fourth that may be an end."""
-    generator = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: torch.rand(shape, generator=generator, dtype=torch.float64)  # noqa: E731
-    moves, rewards, start = draw(4, 2, 4), 2 * draw(4, 2) - 1, draw(4)
-    if ends:
-        moves[3], rewards[3] = torch.eye(4)[3], 0.0
-    return TabularMDP(moves / moves.sum(2, keepdim=True), rewards, start / start.sum(), gamma, horizon)
 
 
 def random_policy(seed, *shape):

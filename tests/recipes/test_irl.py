@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from toy_processes import normals, random_mdp
 
 from rlhf_lab.evaluation.irl import judge_irl, occupancy_distance, reward_distance
 from rlhf_lab.experience.episodes import collect_episodes, open_envs
 from rlhf_lab.maths.exact import TokenWorld
 from rlhf_lab.maths.landscapes import terrain
-from rlhf_lab.maths.mdp import TabularMDP
 from rlhf_lab.maths.soft import soft_value_iteration, state_action_visits
 from rlhf_lab.models.policies import TabularPolicy, sampling
 from rlhf_lab.recipes.irl import (
@@ -27,19 +27,6 @@ from rlhf_lab.records import Demonstration, as_conversation
 from rlhf_lab.worlds.envs import TabularEnv
 
 ROWS, PAYS = ["S....", ".~~~.", "..~..", ".~~~.", "....G"], {"G": 1.0, "~": -1.0}
-
-
-def random_mdp(seed, gamma=0.9, horizon=None, ends=False):
-    generator = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: torch.rand(shape, generator=generator, dtype=torch.float64)  # noqa: E731
-    moves, rewards, start = draw(4, 2, 4), 2 * draw(4, 2) - 1, draw(4)
-    if ends:
-        moves[3], rewards[3] = torch.eye(4)[3], 0.0
-    return TabularMDP(moves / moves.sum(2, keepdim=True), rewards, start / start.sum(), gamma, horizon)
-
-
-def normals(seed, *shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def log_likelihood(mdp, demonstrators, rewards, temperature):
