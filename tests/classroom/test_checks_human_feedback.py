@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from answer_forms import FORMS
 
 from rlhf_lab.classroom.checks.comparing import NotAttempted
 from rlhf_lab.classroom.checks.human_feedback import (
@@ -128,22 +129,6 @@ def my_dawid_skene(labels, categories, steps, first=first_beliefs, maximise=maxi
     return beliefs, shares, confusion
 
 
-def single(x):
-    return tuple(map(single, x)) if isinstance(x, tuple) else np.asarray(x, dtype=np.float32)
-
-
-def tensors(x):
-    return tuple(map(tensors, x)) if isinstance(x, tuple) else torch.as_tensor(np.asarray(x))
-
-
-def lists(x):
-    return tuple(map(lists, x)) if isinstance(x, tuple) else np.asarray(x).tolist()
-
-
-def same(x):
-    return x
-
-
 RIGHT = {
     check_fleiss: fleiss,
     check_token_marks: token_marks,
@@ -173,7 +158,7 @@ UNUSUAL = {
 }
 
 
-@pytest.mark.parametrize("form", [same, single, tensors, lists])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("check", RIGHT, ids=lambda check: check.__name__)
 def test_a_right_answer_of_any_kind_passes(check, form, capsys):
     check(lambda *given: form(RIGHT[check](*given)))

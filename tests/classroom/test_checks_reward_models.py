@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from answer_forms import FORMS
 
 from rlhf_lab.classroom.checks.comparing import NotAttempted
 from rlhf_lab.classroom.checks.reward_models import (
@@ -123,23 +124,7 @@ UNUSUAL = {
 }
 
 
-def same(x):
-    return x
-
-
-def single(x):
-    return tuple(map(single, x)) if isinstance(x, tuple) else np.asarray(x, dtype=np.float32)
-
-
-def tensors(x):
-    return tuple(map(tensors, x)) if isinstance(x, tuple) else torch.as_tensor(np.asarray(x))
-
-
-def lists(x):
-    return tuple(map(lists, x)) if isinstance(x, tuple) else np.asarray(x).tolist()
-
-
-@pytest.mark.parametrize("form", [same, single, tensors, lists])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("check", RIGHT, ids=lambda check: check.__name__)
 def test_a_right_answer_of_any_kind_passes(check, form, capsys):
     check(lambda *given: form(RIGHT[check](*given)))
