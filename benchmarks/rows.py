@@ -133,7 +133,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 def put_rows(path: Path, rows: Sequence[Row], same: Sequence[str]) -> None:
     """Put the rows of a run into the file, in the place of those with the same values of `same`; sorted by them."""
     new = [{n: f"{v:.6g}" if isinstance(v, float) else str(v) for n, v in row.items()} for row in rows]
-    name = lambda row: tuple(int(row[n]) if row[n].isdigit() else row[n] for n in same)  # noqa: E731
+    name = lambda row: tuple((int(row[n]), "") if row[n].isdigit() else (-1, row[n]) for n in same)  # noqa: E731
     replaced = {name(row) for row in new}
     kept = [row for row in read_rows(path) if row.keys() == new[0].keys() and name(row) not in replaced]
     write_rows(path, list(new[0]), sorted([*kept, *new], key=name))
