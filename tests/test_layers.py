@@ -30,7 +30,7 @@ ORDER = [
     ("models", ["linear_reward", "policies"]),
     ("feedback", ["lines", "dialogue", "fields", "formats", "fitting", "events", "store", "questions"]),
     ("feedback", ["screening", ("careless", "junk"), "cleaning", "aggregation", ("reliability", "planning")]),
-    ("feedback", ["preference_lint", "targets", ("token_targets", "turn_rewards", "comments"), "exports", "merging"]),
+    ("feedback", ["targets", "preference_lint", ("token_targets", "turn_rewards", "comments"), "exports", "merging"]),
     ("feedback", ["choice", "selection"]),
     ("worlds.town", ["facts", "sentences", "questions", "skills", "corpus", "oracle", "raters", "mistakes"]),
     ("worlds.town", ["writers", "people", "__init__"]),

@@ -74,7 +74,7 @@ def reward_distance(mdp: TabularMDP, first: Tensor, second: Tensor) -> float:
         >>> reward_distance(mdp, mdp.rewards, 5 * mdp.rewards), reward_distance(mdp, mdp.rewards, -mdp.rewards)
         (0.0, 1.0)
 
-    Source: Skalse et al. 2024, section 3. EPIC (Gleave et al. 2021) needs no dynamics and a reward of every (s, a, s');
+    Source: Skalse et al. 2024. EPIC (Gleave et al. 2021) needs no dynamics and a reward of every (s, a, s');
     with expected rewards [S, A] that is not there. Chapter 09.
     """
     sides = []

@@ -11,12 +11,14 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rlhf_lab.feedback.targets import to_comparisons
 from rlhf_lab.maths.intervals import Interval, Share, proportion_interval
 from rlhf_lab.models.language_model import LanguageModel
 from rlhf_lab.models.tokens import encode_responses
-from rlhf_lab.records import Comparison, Ranking
+from rlhf_lab.records import Choice, Comparison, Edit, Ranking
 
 SHOWN = 5  # rows named in a line of text
+Preference = Comparison | Ranking | Choice | Edit
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,8 +48,10 @@ class Finding:
         return f"{len(self.rows)} of {self.count} pairs: {self.what}{share}. {self.remedy}.{where}"
 
 
-def as_pairs(preferences: Sequence[Comparison | Ranking]) -> list[tuple[int, Comparison]]:
+def as_pairs(preferences: Sequence[Preference]) -> list[tuple[int, Comparison]]:
     """(place of the record, pair) of everything that prefers one reply to another.
+
+    As `to_comparisons`, but a ranking keeps its pairs of equal texts, which are a finding.
 
     Example:
         >>> as_pairs([Ranking("Hi", ("a", "b", "c"), ((1,), (0, 2)))])[0][1].chosen
@@ -55,25 +59,25 @@ def as_pairs(preferences: Sequence[Comparison | Ranking]) -> list[tuple[int, Com
     """
     found = []
     for row, record in enumerate(preferences):
-        if isinstance(record, Comparison):
-            found.append((row, record))
-        elif isinstance(record, Ranking):
+        if isinstance(record, Ranking):
             texts = record.replies
             found += [(row, Comparison(record.prompt, texts[b], texts[w])) for b, w in record.pairs()]
+        else:
+            found += [(row, pair) for pair in to_comparisons(record)]
     return found
 
 
 def lint(
-    preferences: Sequence[Comparison | Ranking],
+    preferences: Sequence[Preference],
     lm: LanguageModel | None = None,
     *,
     max_new_tokens: int = 64,
-    held_out: Sequence[Comparison | Ranking] = (),
+    held_out: Sequence[Preference] = (),
 ) -> list[Finding]:
     """What the rules find in preferences; only rules that find something are in the list.
 
     Args:
-        preferences: to train on. A ranking counts as its pairs.
+        preferences: to train on. A ranking counts as its pairs; a tie and an edit that left the reply are none.
         lm: whose tokenizer cuts replies; None leaves out the rule about the cut.
         max_new_tokens: where they are cut.
         held_out: preferences that are kept for testing; None of their prompts should be in the others.
@@ -162,7 +166,7 @@ def equal_once_cut(pairs: Sequence[tuple[int, Comparison]], lm: LanguageModel, m
     return Finding("equal_once_cut", what, "Raise max_new_tokens, or leave them out", _once(rows), len(pairs))
 
 
-def leaked(pairs: Sequence[tuple[int, Comparison]], held_out: Sequence[Comparison | Ranking]) -> Finding:
+def leaked(pairs: Sequence[tuple[int, Comparison]], held_out: Sequence[Preference]) -> Finding:
     """Pairs whose prompt is in the held-out feedback too."""
     kept = {record.prompt for record in held_out}
     rows = [row for row, pair in pairs if pair.prompt in kept]
@@ -170,7 +174,7 @@ def leaked(pairs: Sequence[tuple[int, Comparison]], held_out: Sequence[Compariso
     return Finding("leaked", "the prompt is held out for testing too", remedy, _once(rows), len(pairs))
 
 
-def prompts_by_pairs(preferences: Sequence[Comparison | Ranking]) -> dict[int, int]:
+def prompts_by_pairs(preferences: Sequence[Preference]) -> dict[int, int]:
     """{pairs on a prompt: prompts with so many}; a few prompts with most pairs are few data.
 
     Example:

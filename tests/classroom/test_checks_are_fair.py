@@ -34,6 +34,7 @@ KNOWN = DIFFERENTIATED | {
     "check_td_errors check_gae check_n_step_advantage check_value_targets",
     "check_gauges check_performance_difference check_whiten check_clip_is_alive",
     "check_optimal_law check_token_rewards check_over_refusal",
+    "check_ceilings check_ranking_differences check_bt_loss check_bt_step check_train_bt",
 }
 NAMES = sorted(" ".join(KNOWN).split())
 BY_HAND = [f"check_{name}" for name in ["chain_values", "asking_range", "two_replies", "three_targets", "coins"]]
@@ -164,7 +165,7 @@ def refused(check, mistake, match):
 
 
 def times(factor):
-    return lambda x: x * factor if isinstance(x, torch.Tensor | float) else x
+    return lambda x: x * factor if isinstance(x, torch.Tensor | np.ndarray | float) else x
 
 
 NO_REAL_NUMBERS = {

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from rlhf_lab.classroom import plots
 from rlhf_lab.evaluation.policies import ModelReport
-from rlhf_lab.evaluation.reward_models import evaluate_reward_model
-from rlhf_lab.maths.intervals import Interval, mean_interval
+from rlhf_lab.evaluation.reward_models import Calibration, evaluate_reward_model
+from rlhf_lab.maths.intervals import Interval, mean_interval, proportion_interval
 from rlhf_lab.training.history import History
 
 
@@ -146,6 +146,45 @@ def test_reliability_diagram_takes_a_report_with_ties_and_empty_bins(ax):
 def test_reliability_diagram_refuses(ax, confidence, agreed, match):
     with pytest.raises(ValueError, match=match):
         plots.reliability_diagram(ax, confidence, agreed)
+
+
+def test_calibration_diagram_by_hand(ax):
+    observed = (proportion_interval(1, 10), proportion_interval(8, 10))
+    plots.calibration_diagram(ax, Calibration((0.2, 0.7), observed, 0.1))
+    diagonal, points = ax.lines[0].get_xydata(), ax.lines[1].get_xydata()
+    assert (diagonal[:, 0] == diagonal[:, 1]).all()
+    assert points == pytest.approx(np.array([[20, 10], [70, 80]]))
+    [bars] = ax.containers
+    ends = np.array([segment[:, 1] for segment in bars.lines[2][0].get_segments()])
+    assert ends == pytest.approx(100 * np.array([[share.low, share.high] for share in observed]))
+
+
+@pytest.mark.parametrize("runs", [[[0.6, 0.7], [0.8, 0.7]], [[0.6, 0.7]]])
+def test_accuracy_curve_draws_runs_mean_band_and_levels(ax, runs):
+    plots.accuracy_curve(ax, [10, 20], runs, {"best possible": 0.9}, "linear")
+    *_, middle, level = [line.get_ydata() for line in ax.lines]
+    assert middle == pytest.approx(100 * np.mean(runs, axis=0))
+    assert set(level) == {90.0}
+    assert len(ax.lines) == 2 + (len(runs) if len(runs) > 1 else 0)
+    assert texts(ax) == {"linear", "best possible"}
+    if len(runs) > 1:
+        [band] = ax.collections
+        first = mean_interval([60.0, 80.0])
+        assert {first.low, first.high} <= set(band.get_paths()[0].vertices[:, 1].tolist())
+
+
+def test_number_map_writes_every_cell(ax):
+    plots.number_map(ax, np.array([[0.0, -1.25, -0.01], [2.0, 10.04, -10.0]]))
+    written = {tuple(int(x) for x in text.get_position()): text.get_text() for text in ax.texts}
+    minus = "\N{MINUS SIGN}"
+    assert written == {
+        (0, 0): "0.0", (1, 0): f"{minus}1.2", (2, 0): "0.0", (0, 1): "2.0", (1, 1): "10.0", (2, 1): f"{minus}10.0",
+    }  # fmt: skip
+
+
+def test_number_map_of_equal_numbers(ax):
+    plots.number_map(ax, np.zeros((2, 2)))
+    assert texts(ax) == {"0.0"}
 
 
 def test_score_histogram_states_the_means(ax):

@@ -6,7 +6,7 @@ import pytest
 from toy_models import word_model
 
 from rlhf_lab.feedback.preference_lint import Finding, as_pairs, lint, longer
-from rlhf_lab.records import Comparison, Ranking, as_conversation
+from rlhf_lab.records import Choice, Comparison, Edit, Ranking, as_conversation
 
 
 def clean(count, seed=0, longer_wins=0.5):
@@ -83,3 +83,13 @@ def test_pairs_of_one_ranking_count_once():
 
 def test_many_rows_are_not_all_written_out():
     assert "Rows 0, 1, 2, 3, 4, ...." in repr(Finding("x", "what", "Do", tuple(range(9)), 9))
+
+
+def test_choices_and_edits_are_preferences_too():
+    said = [
+        Choice("Hi", "Hello.", " ", 1),
+        Choice("Hi", "a", "b", 0),
+        Edit("Bye", "", "See you."),
+        Edit("Bye", "x", "x"),
+    ]
+    assert rows(lint([*said, *clean(10)]), "empty") == [(0, 2)]
