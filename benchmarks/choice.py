@@ -43,6 +43,7 @@ from rlhf_lab.experience.collect import rank_replies
 from rlhf_lab.feedback.choice import RULES, choose, linear_pool, seconds_per_label
 from rlhf_lab.feedback.events import read_events
 from rlhf_lab.maths.intervals import Interval, mean_interval, paired_difference
+from rlhf_lab.maths.power import detectable_difference
 from rlhf_lab.maths.preferences import best_possible_accuracy, expected_accuracy, rater_agreement
 from rlhf_lab.models.language_model import LanguageModel, load_language_model
 from rlhf_lab.models.linear_reward import mean_states
@@ -305,8 +306,8 @@ def column(form: str, rule: str, labels: int, name: str = "accuracy") -> list[fl
 
 
 def detectable(difference: Interval, spread: float) -> float:
-    """Minimum detectable effect, (z_0.975 + z_0.8) s / sqrt(n), by the normal law."""
-    return 2.80 * spread / difference.count**0.5
+    """Minimum detectable effect of a paired difference, at 80 % power."""
+    return detectable_difference(spread, difference.count)
 
 
 def against(form: str, rule: str, labels: int, name: str = "accuracy") -> tuple[Interval, float]:

@@ -60,7 +60,12 @@ _NAMES = {
     "maths.mdp": "TabularMDP expected_return policy_evaluation policy_gradient policy_iteration value_iteration",
     "maths.exact": "TokenWorld",
     "maths.intervals": (
-        "Interval mean_interval paired_difference proportion_interval ratio_of_means_bootstrap win_rate"
+        "Interval mean_interval outcome_interval paired_difference proportion_interval ratio_of_means_bootstrap "
+        "win_rate"
+    ),
+    "maths.power": (
+        "compare_many detectable_difference detectable_win_rate difference_sample_size holm p_value "
+        "win_rate_sample_size"
     ),
     "maths.agreement": "agreement_by_pair cohen_kappa fleiss_kappa krippendorff_alpha percent_agreement",
     "maths.acquisition": "greedy_design mutual_information",
@@ -117,6 +122,10 @@ _NAMES = {
     ),
     "evaluation.reward_models": "RewardModelReport calibration evaluate_reward_model reward_model_report",
     "evaluation.reward_biases": "bias bias_pairs listing_bias shared_bias",
+    "evaluation.comparisons": (
+        "LengthFit Outcomes WinRateReport fit_length_effect length_controlled_win_rate outcomes_of_choices "
+        "outcomes_of_scores win_rate_report"
+    ),
     "evaluation.irl": "IRLReport clone_behaviour judge_irl occupancy_distance reward_distance",
     "recipes.pretrain": "PretrainConfig train_base_model train_tokenizer",
     "recipes.sft": "SFTConfig train_sft",

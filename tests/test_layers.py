@@ -23,7 +23,7 @@ CHECKS = ("whole_story", "decisions", "planning", "policy_gradient", "values", "
 # nothing of the house.
 ORDER = [
     ("", ["records"]),
-    ("maths", ["tensors", "returns", "kl", "objectives", "preferences", "mdp", "exact", "intervals"]),
+    ("maths", ["tensors", "returns", "kl", "objectives", "preferences", "mdp", "exact", "intervals", "power"]),
     ("maths", ["agreement", "choices", "posterior", "acquisition", "soft", "landscapes"]),
     ("training", ["printing", "configs", "files", "folders", "history", "randomness", "optimisers", "steps"]),
     ("models", ["architectures", "foreign", "language_model", "tokens", "scoring", "reward_model", "ensemble"]),
@@ -38,7 +38,7 @@ ORDER = [
     ("experience", ["rollouts", "episodes", "collect", "segments", "scenes"]),
     ("experience.invariants", ["violation", ("replies", "rewards", "losses", "sampled_law"), "__init__"]),
     ("experience", ["rewards", "updates", "live"]),
-    ("evaluation", ["text", "policies", "reward_models", "reward_biases", "irl"]),
+    ("evaluation", ["text", "policies", "reward_models", "reward_biases", "irl", "comparisons"]),
     ("recipes", ["reward_data", "reward_losses", RECIPES, ("reward_ensemble", "few_labels")]),
     ("classroom", ["plots", "drawing", ("flows", "mdp_plots"), "diagrams"]),
     ("classroom.explorables", ["draggable", ("control", "laws", "feedback")]),

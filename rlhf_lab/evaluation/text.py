@@ -11,7 +11,9 @@ from torch.nn.functional import cross_entropy
 from rlhf_lab.maths.intervals import Interval, Ratio, mean_interval, ratio_of_means_bootstrap
 from rlhf_lab.maths.tensors import length_mask, masked_sum
 from rlhf_lab.models.language_model import LanguageModel
-from rlhf_lab.models.tokens import readable
+from rlhf_lab.models.scoring import response_log_probs
+from rlhf_lab.models.tokens import encode_prompts, encode_responses, make_batch, readable
+from rlhf_lab.records import PromptLike
 from rlhf_lab.training.configs import require, whole_number
 
 
@@ -44,6 +46,42 @@ def document_nll(lm: LanguageModel, texts: Sequence[str], micro_batch: int = 16)
         part = order[start : start + micro_batch]
         nll[part] = _batch_nll(lm, [rows[i] for i in part]).cpu().numpy()
     return nll, np.array([len(row) - 1 for row in rows])
+
+
+def reply_nll(
+    lm: LanguageModel, prompts: Sequence[PromptLike], replies: Sequence[str], max_new_tokens: int = 64
+) -> tuple[np.ndarray, np.ndarray]:
+    """Negative log-likelihood of each reply to its prompt, its end included, and the number of tokens it is over.
+
+        nll[i] = -sum over tokens of reply i of log p(token | prompt i, reply so far)
+
+    Args:
+        prompts: [N] texts or conversations.
+        replies: [N] texts; cut as in training, and then without an end.
+        max_new_tokens: where they are cut.
+
+    Returns:
+        nll [N] in nats and tokens [N], for `ratio_of_means_bootstrap`, as `document_nll` gives them.
+
+    Raises:
+        ValueError: no replies, not as many prompts, what is no text, or a prompt longer than the context allows.
+
+    Example:
+        >>> from rlhf_lab.models.language_model import load_language_model
+        >>> lm = load_language_model("tiny")
+        >>> nll, tokens = reply_nll(lm, ["Where is the zoo?"] * 2, ["It is closed.", "Zoo the."])
+        >>> bool(nll[0] / tokens[0] < nll[1] / tokens[1])
+        True
+
+    Chapter 07.
+    """
+    _check_texts("replies", replies)
+    require(len(prompts) == len(replies) > 0, "prompts", f"{len(prompts)} for {len(replies)} replies", "one a reply")
+    batch = make_batch(
+        encode_prompts(lm, prompts, max_new_tokens), encode_responses(lm, replies, max_new_tokens), lm.pad_id, lm.device
+    )
+    log_probs = response_log_probs(lm, batch)
+    return -masked_sum(log_probs.double(), batch.mask, dim=1).cpu().numpy(), batch.response_lengths.cpu().numpy()
 
 
 def _batch_nll(lm: LanguageModel, rows: Sequence[list[int]]) -> Tensor:

@@ -1,6 +1,6 @@
 """Intervals: of means, shares, win rates and ratios, so that a mean never comes alone.
 
-Left out: significance stars, and corrections for many comparisons.
+Left out: significance stars. Several comparisons at once, and what could have been found: `maths.power`.
 """
 
 import math
@@ -122,27 +122,91 @@ def proportion_interval(successes: float, count: int, level: float = 0.95) -> In
     check_level(level)
     if count < 1 or not 0 <= successes <= count:
         raise ValueError(f"successes must be in [0, count] and count at least 1, got {successes} of {count}")
-    share, z = successes / count, float(ndtri((1 + level) / 2))
-    centre, scale = share + z * z / (2 * count), 1 + z * z / count
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    # The ends are exactly 0 and 1 at shares 0 and 1; rounding would leave them a hair off.
-    low = 0.0 if successes == 0 else (centre - half) / scale
-    high = 1.0 if successes == count else (centre + half) / scale
-    return Share(share, low, high, count)
+    return _score_interval(successes / count, 0.0, count, level)
 
 
 def win_rate(wins: int, ties: int, losses: int, level: float = 0.95) -> Interval:
-    """Share of comparisons won, a tie counted half, with `proportion_interval` (too wide with ties).
+    """Share of comparisons won, a tie counted half, with a score interval of the outcomes' own variance.
+
+    An outcome is 1, 1/2 or 0. With win rate mu and a share t of ties its variance is mu (1 - mu) - t/4, less than that
+    of yes or no. The interval holds every mu that the score test keeps, with t at its estimate:
+
+        (m - mu)^2 <= z^2 (mu (1 - mu) - t/4) / n,    m = (wins + ties/2) / n,  t = ties / (n + 1)
+
+    a quadratic in mu. Without ties it is Wilson's interval. The n + 1 in place of n keeps the width above 0 where
+    everything was a tie; with n it would cover 87 % at n = 50 with 95 % ties, of which one side wins 80 % of the rest.
+
+    The exact coverage of the 95 % interval, from all possible counts, is 93.5 to 95.5 % at n = 50 and 94.8 to 95.0 % at
+    n = 400, with 0 to 50 % ties and 50 or 80 % of the decided ones won (data/results/interval_coverage.csv);
+    where few are decided (5 of 100) it covers more than it says. `proportion_interval` with half ties, which takes the
+    variance of yes or no, covers 96.8 to 99.7 % there with ties.
 
     Its verdict compares it with one half: neither side wins more often.
+
+    Args:
+        wins, ties, losses: counts of independent comparisons, at least one in all; average several judges of a prompt
+            first and use `outcome_interval`.
+
+    Raises:
+        ValueError: a count below 0, or none at all.
 
     Example:
         >>> win_rate(6, 2, 2).mean, win_rate(60, 20, 20).verdict
         (0.7, 'above 0.5')
+
+    Source: Wilson 1927 without ties. Tango 1998, Equivalence test and confidence interval for the difference in
+    proportions for the paired-sample design, also inverts the score test, with the share of ties that is most likely at
+    each mu; ours keeps its estimate, which leaves a quadratic. Chapter 11.
     """
     if min(wins, ties, losses) < 0:
         raise ValueError(f"wins, ties and losses must be counts >= 0, got {wins}, {ties} and {losses}")
-    return proportion_interval(wins + ties / 2, wins + ties + losses, level)
+    count = wins + ties + losses
+    check_level(level)
+    if count < 1:
+        raise ValueError("wins, ties and losses are all 0; expected at least one comparison")
+    return _score_interval((wins + ties / 2) / count, ties / 4 / (count + 1), count, level)
+
+
+def outcome_interval(outcomes: Numbers, level: float = 0.95) -> Interval:
+    """Mean of independent outcomes in [0, 1], such as the means over the judges of a prompt; `win_rate` for counts.
+
+        (m - mu)^2 <= z^2 (mu (1 - mu) - c) / n,    c = sum of x (1 - x) / (n + 1)
+
+    c is what the variance of the outcomes falls short of that of yes or no, t/4 for a share t of ties. For 1, 1/2 and 0
+    this is `win_rate` to the digit, for 1 and 0 Wilson's interval.
+
+    Args:
+        outcomes: [n] numbers in [0, 1], n >= 1.
+
+    Raises:
+        ValueError: no outcomes, one outside [0, 1], or an impossible level.
+
+    Example:
+        >>> outcome_interval([1, 1, 0.5, 0]) == win_rate(2, 1, 1)
+        True
+
+    Chapter 11.
+    """
+    array = finite(outcomes, "outcomes")
+    check_level(level)
+    if array.min() < 0 or array.max() > 1:
+        raise ValueError(
+            f"outcomes must be in [0, 1], got {array.min():.4g} to {array.max():.4g}; 1 is a win, 0.5 a tie"
+        )
+    count = len(array)
+    return _score_interval(float(array.mean()), float((array * (1 - array)).sum()) / (count + 1), count, level)
+
+
+def _score_interval(share: float, shortfall: float, count: int, level: float) -> Interval:
+    """The mu with (share - mu)^2 <= z^2 (mu (1 - mu) - shortfall) / count."""
+    z = float(ndtri((1 + level) / 2))
+    centre, scale = share + z * z / (2 * count), 1 + z * z / count
+    variance = max(share * (1 - share) - shortfall, 0.0)
+    half = z * math.sqrt(variance / count + z * z * (1 - 4 * shortfall) / (4 * count * count))
+    # The ends are exactly 0 and 1 at shares 0 and 1; rounding would leave them a hair off.
+    low = 0.0 if share == 0 else (centre - half) / scale
+    high = 1.0 if share == 1 else (centre + half) / scale
+    return Share(share, low, high, count)
 
 
 def ratio_of_means_bootstrap(

@@ -12,6 +12,7 @@ import dialogue
 import dqn
 import few_labels
 import gae
+import interval_coverage
 import labels
 import leash
 import live_checks
@@ -34,6 +35,7 @@ STUDIES = {
     dqn.RESULTS: [dqn.arm(variant) for variant in dqn.VARIANTS],
     few_labels.RESULTS: few_labels.arms(),
     gae.RESULTS: [gae.ARM],
+    interval_coverage.RESULTS: interval_coverage.arms(),
     labels.RESULTS: labels.arms(),
     leash.RESULTS: leash.arms(),
     live_checks.RESULTS: live_checks.ARMS,

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from rlhf_lab.evaluation.text import bleu, document_nll, perplexity, rouge
+from rlhf_lab.evaluation.text import bleu, document_nll, perplexity, reply_nll, rouge
+from rlhf_lab.models.tokens import encode_prompts, encode_responses
 
 torch.set_num_threads(1)
 DOCUMENTS = [
@@ -47,6 +48,25 @@ def test_perplexity_of_a_uniform_model_is_the_vocabulary(tiny_gpt2):
     interval = perplexity(uniform, DOCUMENTS)
     assert interval.mean == pytest.approx(len(uniform.tokenizer), rel=1e-5)
     assert interval.high - interval.low < 1e-6 * interval.mean
+
+
+def test_the_likelihood_of_a_reply_is_that_of_its_tokens_after_the_prompt(tiny_lm):
+    prompts, replies = ["Where is the zoo?", "Hi"], ["It is in Mill Street.", "Hello to you."]
+    nll, tokens = reply_nll(tiny_lm, prompts, replies)
+    for i, (prompt, reply) in enumerate(zip(prompts, replies, strict=True)):
+        [asked], [said] = encode_prompts(tiny_lm, [prompt]), encode_responses(tiny_lm, [reply], 64)
+        with torch.no_grad():
+            law = tiny_lm.model(torch.tensor([asked + said])).logits[0].double().log_softmax(-1)
+        each = [float(law[len(asked) + j - 1, token]) for j, token in enumerate(said)]
+        assert nll[i] == pytest.approx(-sum(each), abs=1e-3)
+        assert tokens[i] == len(said)
+        assert said[-1] == tiny_lm.end_id
+
+
+@pytest.mark.parametrize(("prompts", "replies"), [(["Hi"], []), (["Hi"], ["a", "b"]), (["Hi"], [3]), (["Hi"], "a")])
+def test_replies_that_cannot_be_measured(tiny_lm, prompts, replies):
+    with pytest.raises(ValueError, match="expected"):
+        reply_nll(tiny_lm, prompts, replies)
 
 
 def test_perplexity_cuts_at_the_context(tiny_gpt2):
