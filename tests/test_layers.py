@@ -27,7 +27,7 @@ ORDER = [
     ("maths", ["agreement", "choices", "posterior", "acquisition", "soft", "landscapes"]),
     ("training", ["printing", "configs", "files", "folders", "history", "randomness", "optimisers", "steps"]),
     ("models", ["architectures", "foreign", "language_model", "tokens", "scoring", "reward_model", "ensemble"]),
-    ("models", ["linear_reward", "policies"]),
+    ("models", ["public_model", "linear_reward", "policies"]),
     ("feedback", ["lines", "dialogue", "fields", "formats", "fitting", "events", "store", "questions"]),
     ("feedback", ["screening", ("careless", "junk"), "cleaning", "aggregation", ("reliability", "planning")]),
     ("feedback", ["targets", "preference_lint", ("token_targets", "turn_rewards", "comments"), "exports", "merging"]),

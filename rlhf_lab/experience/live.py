@@ -25,6 +25,7 @@ from rlhf_lab.models.scoring import forward, response_log_probs
 from rlhf_lab.models.tokens import Rollout, TokenBatch
 
 LAW_ROWS, CHECK_ROWS, CHECK_EVERY = 4, 2, 10  # rows that are bet on, rows scored again, iterations between
+BEGINNING = 3  # iterations in which an update that goes too far stops the run
 
 
 def thorough(step: int) -> bool:
@@ -41,7 +42,8 @@ class LiveChecks:
         temperature, max_new_tokens: of the sampling.
         book: what the bets have won and what was kept to be compared later; a part of the checkpoint.
         clip_epsilon, entropy_coef, gae_lambda: as declared; no gae_lambda: the advantages are not those of GAE.
-        on: False checks nothing but that what was computed is finite.
+        kl_limit: nats a token, of an update in the first iterations; None: no limit.
+        on: False checks nothing but that what was computed is finite, and this limit.
         seconds: what the checks of this process took.
         unchecked: name of a check -> why this run cannot have it.
         pulled: whether the first micro-batch of this minibatch has a gradient.
@@ -56,6 +58,7 @@ class LiveChecks:
     clip_epsilon: float = float("inf")
     entropy_coef: float = 0.0
     gae_lambda: float | None = None
+    kl_limit: float | None = None
     on: bool = True
     seconds: float = 0.0
     unchecked: dict[str, str] = field(default_factory=dict)
@@ -239,6 +242,12 @@ class LiveChecks:
         if self.experience is not None:
             check_minibatch(part, self.experience, rows)
         return partial(self._losses, update == 0)
+
+    def update(self, step: int, numbers: dict[str, float]) -> dict[str, float]:
+        """The numbers of an update, as they came; the first ones stay near the policy that sampled."""
+        if self.kl_limit is not None and step < BEGINNING:
+            invariants.check_first_updates(numbers["approx_kl"], self.kl_limit)
+        return numbers
 
     def _losses(self, first: bool, place: int, losses: Losses, part: Experience, count: Tensor) -> None:
         with self._timed():

@@ -6,7 +6,7 @@ Left out: quantised weights, several devices, encoder-decoders, anything that ru
 import copy
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +44,8 @@ SIZES = ("tiny", "small", "medium")
 # Where the sizes live, best place first: a checkout, a wheel, what `pretrain` writes. That is the checkout's own folder
 # wherever a notebook or a script runs; without a checkout it is one in the working folder.
 _CHECKOUT = Path(__file__).parents[2]
-_RUNS = (_CHECKOUT if (_CHECKOUT / "pyproject.toml").is_file() else Path()) / "runs"
-_ROOTS = (_CHECKOUT / "data", Path(__file__).parents[1] / "data", _RUNS)
+RUNS = (_CHECKOUT if (_CHECKOUT / "pyproject.toml").is_file() else Path()) / "runs"
+_ROOTS = (_CHECKOUT / "data", Path(__file__).parents[1] / "data", RUNS)
 MODEL_FOLDERS = {size: [root / ("model" if size == "tiny" else f"model-{size}") for root in _ROOTS] for size in SIZES}
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _NO_PICKLE = "pickled weights are refused, because loading them can run code"
@@ -115,21 +115,27 @@ def max_length(model: PreTrainedModel) -> int:
 
 
 def save_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path, half: bool = False
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    half: bool = False,
+    texts: Mapping[str, str] | None = None,
 ) -> None:
-    """Save any model of the house with its tokenizer; see `LanguageModel.save`."""
+    """Save any model of the house with its tokenizer, see `LanguageModel.save`; `texts` are further files by name."""
     if half:
         model = copy.deepcopy(model).half()
-    with new_folder(folder) as temporary, _no_progress_bar():
+    with new_folder(folder) as temporary, no_progress_bar():
         try:
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
+            for name, text in (texts or {}).items():
+                (temporary / name).write_text(text, encoding="utf-8")
         except SafetensorError as error:  # what a full disk becomes; new_folder explains OSErrors
             raise OSError(str(error)) from error
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def no_progress_bar() -> Iterator[None]:
     """Loading takes less than a second; a bar would only fill notebooks."""
     shown = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
@@ -358,7 +364,7 @@ def load_model(folder: Path, kind: AutoModelKind, device: str | torch.device) ->
         raise ModelError(f"{folder} has no *.safetensors ({_NO_PICKLE}); save the model with save_pretrained")
     _check_size(folder, config, kind)
     try:
-        with _no_progress_bar():
+        with no_progress_bar():
             loaded: Any = kind.from_pretrained(  # a pair, which the declared type does not know
                 folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
@@ -398,18 +404,40 @@ def _load_config(folder: Path, kind: AutoModelKind) -> PreTrainedConfig:
 
 def _check_size(folder: Path, config: PreTrainedConfig, kind: AutoModelKind) -> None:
     """Refuse a config that asks for more weights than the files have bytes, before memory is taken for them."""
-    try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            model: Any = kind.from_config(copy.deepcopy(config), dtype=torch.float32)
-    except Exception as error:
-        raise config_error(folder, in_one_line(error)) from error
-    asked = sum(parameter.numel() for parameter in model.parameters())
+    asked = _parameters(folder, config, kind)
     held = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     if asked > held:
         raise ModelError(
             f"cannot load the weights in {folder} (config.json asks for {asked:,} numbers, the files have {held:,} "
             "bytes); copy or make them again"
         )
+
+
+def _parameters(folder: Path, config: PreTrainedConfig, kind: AutoModelKind) -> int:
+    """Numbers that a model of this config has, without taking memory for them."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            model: Any = kind.from_config(copy.deepcopy(config), dtype=torch.float32)
+    except Exception as error:
+        raise config_error(folder, in_one_line(error)) from error
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_parameters(source: str | Path) -> int:
+    """Numbers in a model's weights, by its config alone.
+
+    Args:
+        source: as `load_language_model` takes it.
+
+    Raises:
+        ModelError: as `load_language_model`.
+
+    Example:
+        >>> count_parameters("tiny") == sum(p.numel() for p in load_language_model("tiny").model.parameters())
+        True
+    """
+    folder = find_model(source)
+    return _parameters(folder, _load_config(folder, AutoModelForCausalLM), AutoModelForCausalLM)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

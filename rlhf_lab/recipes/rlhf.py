@@ -76,18 +76,23 @@ class OptimiserConfig:
         max_grad_norm: > 0; gradients of policy and of value model are clipped to this norm, each apart.
         warmup_iterations: the learning rate rises linearly over these first iterations.
         final_fraction: in [0, 1]; share of the rate left at the last iteration, a linear fall; 1 is constant.
+        kl_limit: nats per token, > 0; an update in the first three iterations after which the approximate KL to the
+            policy that sampled is higher stops the run, with the remedy. None: no limit.
     """
 
     adam_epsilon: float = 1e-5
     max_grad_norm: float = 1.0
     warmup_iterations: int = 0
     final_fraction: float = 0.1
+    kl_limit: float | None = None
 
     def __post_init__(self) -> None:
         above_zero(self, "adam_epsilon")
         above_zero(self, "max_grad_norm", or_infinite=True)
         whole(self, "warmup_iterations", least=0)
         shares(self, "final_fraction")
+        if self.kl_limit is not None:
+            above_zero(self, "kl_limit")
 
     def factor(self, step: int, steps: int) -> float:
         """Factor of the peak rates: linear warm-up, times a linear fall to final_fraction at the last step."""
@@ -300,7 +305,7 @@ def train_rlhf(
                     optimiser.zero_grad()
                     weights = (config.micro_batch, config.value_coef, checks.look(step, len(updates), part, rows))
                     new, numbers = accumulate_gradient(losses, part, *weights)
-                    numbers |= update_numbers(new, part, config.clip_epsilon)
+                    numbers |= checks.update(step, update_numbers(new, part, config.clip_epsilon))
                     if updates and config.kl_stop is not None and numbers["approx_kl"] > config.kl_stop:
                         break
                     if config.lm_coef > 0:
@@ -362,7 +367,8 @@ def new_checks(
 ) -> LiveChecks:
     """The live checks, told what this run declares."""
     law, declared = (config.temperature, config.max_new_tokens), (config.clip_epsilon, config.entropy_coef)
-    return LiveChecks(policy, reference, *law, state, *declared, config.gae_lambda, config.check_invariants)
+    limits = {"kl_limit": config.optimiser.kl_limit, "on": config.check_invariants}
+    return LiveChecks(policy, reference, *law, state, *declared, config.gae_lambda, **limits)
 
 
 def new_sampling(

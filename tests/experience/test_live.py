@@ -246,3 +246,18 @@ def test_a_reinforce_agent_that_climbs_its_loss_is_named(monkeypatch):
     config = reinforce.ReinforceConfig(iterations=1, episodes=2, max_steps=20)
     with pytest.raises(InvariantViolation, match="surrogate"):
         reinforce.train_reinforce("CartPole-v1", config)
+
+
+def test_rates_that_throw_the_policy_off_stop_the_run_with_a_remedy():
+    limited = rlhf.OptimiserConfig(kl_limit=0.18)
+    with pytest.raises(InvariantViolation, match=r"(?s)first_updates: got .* nats a token.*--rates 0\.1"):
+        train(learning_rate=1.0, optimiser=limited)
+    train(learning_rate=1.0)
+    train(learning_rate=1e-3, optimiser=limited)
+
+
+def test_an_update_that_goes_far_later_on_is_the_runs_own_business(monkeypatch):
+    seen = []
+    monkeypatch.setattr(invariants, "check_first_updates", lambda kl, limit: seen.append(limit))
+    train(iterations=5, optimiser=rlhf.OptimiserConfig(kl_limit=0.1))
+    assert seen == [0.1] * 3 * 4  # three iterations of two epochs of two minibatches

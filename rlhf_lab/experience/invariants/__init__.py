@@ -7,6 +7,7 @@ and `sampled_law` derives how seldom they err. `live.LiveChecks` makes them in `
 
 from rlhf_lab.experience.invariants.losses import (
     check_bonus,
+    check_first_updates,
     check_fresh_gradient,
     check_kept_gradient,
     check_ratio,
@@ -55,6 +56,7 @@ __all__ = [
     "check_discounts",
     "check_finite",
     "check_first_minibatch",
+    "check_first_updates",
     "check_fresh_gradient",
     "check_initial_kl",
     "check_kept_gradient",

@@ -255,3 +255,29 @@ def check_value_loss(
             "masked_mean(clipped_value_loss(values, old_values, returns, clip), mask, count)",
             "04 or 05",
         )
+
+
+def check_first_updates(approx_kl: float, limit: float) -> None:
+    """The first updates leave the policy near the one that sampled; rates made for a small model throw a large one off.
+
+    Args:
+        approx_kl: nats a token, k3 between the policy that sampled and the one after some updates of an iteration.
+        limit: nats a token.
+
+    Raises:
+        InvariantViolation: named "first_updates".
+
+    Example:
+        >>> check_first_updates(0.01, 0.18)
+
+    Chapter 10.
+    """
+    if approx_kl > limit:
+        raise InvariantViolation(
+            "first_updates",
+            f"{approx_kl:.2g} nats a token between the policy that sampled and the one after some updates",
+            f"at most {limit:.2g} while a run begins",
+            "the learning rate is too high for this model, so the first steps already leave the leash",
+            "a tenth of learning_rate (demo: --rates 0.1); models from 100 million parameters on take 1e-5 or less",
+            "10",
+        )
