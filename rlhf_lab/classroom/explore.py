@@ -14,7 +14,9 @@
 | `sampling_law` | temperature and top-k | sampled and scored law; how far the gradient turns |
 | `best_of_n` | n | law, reward and KL of best-of-n beside the optimum of equal KL |
 | `agreement` | share of good replies; attention | two raters, chance and kappa |
+| `next_token` | temperature and top-p | law of the next token as scored and as sampled; share of kind stories |
 | `next_labels` | wins of each of two replies | posterior of their difference; width after further labels |
+| `circle` | how often each of three pairs is asked | scores and probabilities where tastes run in a circle |
 
 A sentence under each figure says its numbers, so the text of a chapter has only to say what to try. A dial takes the
 values of a list: `explore.clip().plan.dials`. Without a browser:
@@ -26,13 +28,14 @@ values of a list: `explore.clip().plan.dials`. Without a browser:
 
 A notebook stores one line of text for the first cell, the same in every run, and the picture of the second. All worlds
 are enumerated or solved: no number is an estimate. How scenes are drawn and dragged is in `explorables.draggable`, the
-worlds are in `explorables.control`, `explorables.feedback` and `explorables.laws`.
+worlds are in `explorables.control`, `explorables.feedback`, `explorables.laws` and `explorables.next_token`.
 """
 
 from rlhf_lab.classroom.explorables.control import CLIP, DISCOUNT, GAE_LAMBDA
 from rlhf_lab.classroom.explorables.draggable import Explorable, still
-from rlhf_lab.classroom.explorables.feedback import AGREEMENT, NEXT_LABELS
+from rlhf_lab.classroom.explorables.feedback import AGREEMENT, NEXT_LABELS, TASTES
 from rlhf_lab.classroom.explorables.laws import BEST_OF_N, LEASH, SAMPLING_LAW
+from rlhf_lab.classroom.explorables.next_token import NEXT_TOKEN
 
 
 def clip() -> Explorable:
@@ -113,3 +116,23 @@ def next_labels() -> Explorable:
 def next_labels_still() -> None:
     """`next_labels` without labels, after 4 and after 20."""
     still(NEXT_LABELS)
+
+
+def circle() -> Explorable:
+    """How often each pair is asked where tastes run in a circle. Chapter 09."""
+    return Explorable(TASTES)
+
+
+def circle_still() -> None:
+    """`circle` asked evenly, with C and A seldom, and with A and B seldom."""
+    still(TASTES)
+
+
+def next_token() -> Explorable:
+    """Temperature and top-p on a law of the shipped model. Chapter 07."""
+    return Explorable(NEXT_TOKEN)
+
+
+def next_token_still() -> None:
+    """`next_token` at temperature 0.5, at top-p 0.8 and at top-p 0.5."""
+    still(NEXT_TOKEN)

@@ -13,13 +13,28 @@ from scipy.optimize import brentq
 from scipy.special import expit
 
 from rlhf_lab.classroom import explore, plots
-from rlhf_lab.classroom.explorables import control, feedback, laws
+from rlhf_lab.classroom.explorables import control, feedback, laws, next_token
 from rlhf_lab.classroom.explorables.draggable import Axis, Dial, Explorable, Line, Panel, Plan, Scene, draw, still
+from rlhf_lab.experience.invariants.sampled_law import Alternative
 from rlhf_lab.feedback.aggregation import consensus
 from rlhf_lab.maths.agreement import cohen_kappa, percent_agreement
+from rlhf_lab.maths.preferences import bradley_terry_loss
+from rlhf_lab.models.language_model import load_language_model
+from rlhf_lab.models.tokens import encode_prompts
 from rlhf_lab.records import Comparison
 
-NAMES = ["clip", "gae_lambda", "discount", "leash", "sampling_law", "best_of_n", "agreement", "next_labels"]
+NAMES = [
+    "clip",
+    "gae_lambda",
+    "discount",
+    "leash",
+    "sampling_law",
+    "best_of_n",
+    "agreement",
+    "next_labels",
+    "circle",
+    "next_token",
+]
 
 
 def plan_of(name):
@@ -232,6 +247,69 @@ def test_the_width_ahead_is_the_mean_over_everything_that_three_labels_may_say(w
     assert found[3] == pytest.approx((expected, min(widths), max(widths)), abs=4e-3)
     [ten] = points_of(feedback.next_labels_scene(wins, losses))
     assert (ten.x, ten.y) == ([10], [found[10][0]])
+
+
+@given(counts=st.tuples(*[st.sampled_from(feedback.COUNTS)] * 3))
+@settings(deadline=None, max_examples=40)
+def test_scores_of_the_circle_are_the_optimum_of_the_bradley_terry_loss(counts):
+    """The loss of the library on as many answers as were given has gradient 0 there, and it is convex."""
+    scores = torch.tensor(feedback.circle_scores(*counts), dtype=torch.float64, requires_grad=True)
+    first, second = torch.tensor([0, 1, 2]), torch.tensor([1, 2, 0])
+    asked = torch.tensor(counts, dtype=torch.float64)
+    said = bradley_terry_loss(scores[first], scores[second]) * 0.8 * asked
+    opposite = bradley_terry_loss(scores[second], scores[first]) * 0.2 * asked
+    (gradient,) = torch.autograd.grad((said + opposite).sum(), scores)
+    assert gradient.abs().max() < 1e-9
+    assert abs(scores.sum()) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("counts", "order"),
+    [((7, 7, 7), "A = B = C"), ((10, 10, 3), "A > B > C"), ((3, 10, 10), "B > C > A"), ((3, 4, 6), "B = C > A")],
+)
+def test_who_is_best_of_the_circle_is_decided_by_what_was_asked(counts, order):
+    scene = feedback.circle_scene(*counts)
+    assert [mark.text for mark in scene.panels[0].marks if mark.kind == "text"] == [order]
+    assert scene.says.startswith(f"By score {order}. ")
+
+
+def test_the_circle_as_a_chain_has_the_closed_form():
+    """Asked nearly never, the third pair leaves two differences of log(0.8 / 0.2), and the scene shows both laws."""
+    *_, people, model = (mark for mark in feedback.circle_scene(20, 20, 1).panels[1].marks if mark.kind == "bars")
+    assert people.y == [0.8] * 3
+    a, b, c = feedback.circle_scores(20_000, 20_000, 1)
+    assert (a - b, b - c) == pytest.approx((log(4), log(4)), abs=1e-3)
+    assert model.y == pytest.approx([expit(d) for d in around(feedback.circle_scores(20, 20, 1))])
+
+
+def around(scores):
+    a, b, c = scores
+    return [a - b, b - c, c - a]
+
+
+@given(temperature=st.sampled_from(next_token.TEMPERATURES), top_p=st.sampled_from(next_token.SHARES))
+@settings(deadline=None, max_examples=30)
+def test_the_next_token_is_drawn_from_the_law_of_the_invariants(temperature, top_p):
+    logits = torch.tensor([next_token.LOGITS], dtype=torch.float64)
+    nothing_seen = torch.zeros(1, len(next_token.LOGITS), dtype=torch.bool)
+    expected = Alternative(temperature=temperature, top_p=top_p).log_law(logits, nothing_seen, None)[0].exp()
+    law = next_token.tempered_and_cut(logits[0], temperature, top_p)
+    torch.testing.assert_close(law, expected)
+    scene = next_token.next_token_scene(temperature, top_p)
+    _, cruel, kind = (mark.y for mark in scene.panels[0].marks if mark.kind == "bars")
+    assert [*cruel, *kind] == pytest.approx(expected.tolist(), abs=1e-9)
+    assert points_of(scene)[0].y == [pytest.approx(sum(kind))]
+    kl = sum(p * log(p / q) for p, q in zip(expected.tolist(), logits.softmax(1)[0].tolist(), strict=True) if p > 0)
+    assert f"{abs(kl):.3f} nats" in scene.says
+
+
+def test_the_next_token_has_the_logits_of_the_shipped_model():
+    lm = load_language_model("tiny")
+    before = encode_prompts(lm, [next_token.QUESTION])[0] + lm.tokenizer(next_token.SO_FAR)["input_ids"]
+    with torch.no_grad():
+        likeliest = lm.model(torch.tensor([before])).logits[0, -1].topk(len(next_token.TOKENS))
+    assert tuple(lm.tokenizer.batch_decode(likeliest.indices[:, None])) == next_token.TOKENS
+    assert (likeliest.values - likeliest.values[0]).tolist() == pytest.approx(next_token.LOGITS, abs=2e-3)
 
 
 # ---- scenes --------------------------------------------------------------------------------------------------

@@ -13,7 +13,18 @@ from lab_pages import PATIENCE, Notebook, browser_page, jupyterlab, wait_for, wr
 
 from rlhf_lab.classroom import explore
 
-NAMES = ["clip", "gae_lambda", "discount", "leash", "sampling_law", "best_of_n", "agreement", "next_labels"]
+NAMES = [
+    "clip",
+    "gae_lambda",
+    "discount",
+    "leash",
+    "sampling_law",
+    "best_of_n",
+    "agreement",
+    "next_labels",
+    "circle",
+    "next_token",
+]
 HOSTILE = """
 from rlhf_lab.classroom.explorables.draggable import Axis, Dial, Explorable, Panel, Plan, Scene, Text
 bad = "<img src='nowhere' onerror='window.hacked = 1'><em>loud</em> $x^2$"

@@ -1,16 +1,19 @@
-"""Explorables of human feedback: agreement beyond chance, and what some labels and the next ones tell of two replies.
+"""Explorables of human feedback: agreement beyond chance, what some labels and the next ones tell of two replies, and
+tastes that run in a circle.
 
 For each: the exact numbers as functions of the dials, the scene that shows them, and the plan of the explorable.
 """
 
+import itertools
 from functools import cache
 
 import numpy as np
-from scipy.special import gammaln
+from scipy.special import expit, gammaln
 
 from rlhf_lab.classroom.explorables.draggable import (
     DASHED,
     GREY,
+    INK,
     POLICY,
     REFERENCE,
     REWARD,
@@ -212,4 +215,101 @@ NEXT_LABELS = Plan(
     "Left, the posterior of the difference of two scores; right, the expected width of its 95 percent interval after "
     "further labels. Without labels the width is 5.5 logits, and ten labels are expected to halve it to 2.7; after 15 "
     "wins and 5 losses it is 1.9, and ten labels are expected to bring it to 1.6.",
+)
+
+# -- tastes that run in a circle -------------------------------------------------------------------------------------
+NAMES = ("A", "B", "C")
+CIRCLE = np.array([[1, -1, 0], [0, 1, -1], [-1, 0, 1]])  # A over B, B over C, C over A
+MAJORITY = 0.8  # of the people prefer the first of each of these pairs
+COUNTS = list(range(1, 21))
+
+
+@cache
+def circle_scores(ab: int, bc: int, ca: int) -> tuple[float, float, float]:
+    """Scores of A, B and C where the Bradley-Terry loss is smallest, with mean 0, by Newton's method.
+
+    Each pair was asked so many times, and a share of 0.8 of the answers went around the circle A > B > C > A. So
+
+        sum_j n_ij sigmoid(u_i - u_j) = sum_j n_ij P(i preferred to j)    for every reply i
+
+    Example:
+        >>> [round(abs(score), 6) for score in circle_scores(5, 5, 5)]
+        [0.0, 0.0, 0.0]
+        >>> [round(score, 2) for score in circle_scores(10, 5, 2)]
+        [0.64, -0.16, -0.48]
+    """
+    asked, scores = np.array([ab, bc, ca], dtype=float), np.zeros(3)
+    for _ in range(50):
+        p = expit(CIRCLE @ scores)
+        curvature = CIRCLE.T @ ((asked * p * (1 - p))[:, None] * CIRCLE)
+        step = np.linalg.solve(curvature + 1, CIRCLE.T @ (asked * (MAJORITY - p)))  # + 1: the mean stays at 0
+        scores = scores + step
+        if np.abs(step).max() < 1e-13:
+            break
+    a, b, c = scores.tolist()
+    return a, b, c
+
+
+def circle_order(scores: tuple[float, float, float]) -> str:
+    """The replies from the highest score to the lowest.
+
+    >>> circle_order((0.0, 1.0, 0.0))
+    'B > A = C'
+    """
+    ranked = sorted(zip(scores, NAMES, strict=True), key=lambda pair: (-round(pair[0], 9), pair[1]))
+    words = ranked[0][1]
+    for (above, _), (below, name) in itertools.pairwise(ranked):
+        words += f" {'=' if above - below < 1e-9 else '>'} {name}"
+    return words
+
+
+def circle_scene(ab: int, bc: int, ca: int) -> Scene:
+    """Scores of three replies beside what the model says of each pair, and what the people say."""
+    scores = circle_scores(ab, bc, ca)
+    model = expit(CIRCLE @ np.array(scores)).tolist()
+    places, pairs = [1, 2, 3], ["A over B", "B over C", "C over A"]
+    left = Panel(
+        "Scores at the optimum",
+        Axis("reply", 0.4, 3.6, places, NAMES),
+        Axis("score, logits", -1.6, 1.6, [-1, 0, 1]),
+        [
+            Line([0.4, 3.6], [0, 0], REFERENCE, (), 1),
+            Bars(places, scores, 0.5, REWARD),
+            Text(3.5, 1.25, circle_order(scores), REWARD, "end"),
+        ],
+    )
+    right = Panel(
+        "How often the first is preferred",
+        Axis("pair", 0.4, 3.6, places, pairs),
+        Axis("probability", 0, 1.25, [0, 0.25, 0.5, 0.75, 1]),
+        [
+            Line([0.4, 3.6], [0.5, 0.5], REFERENCE, (1, 2), 1),
+            Bars([place - 0.2 for place in places], [MAJORITY] * 3, 0.38, INK, filled=False),
+            Bars([place + 0.2 for place in places], model, 0.38, REWARD),
+            Text(0.5, 1.08, "□ people", INK),
+            Text(3.5, 1.08, "■ reward model", REWARD, "end"),
+        ],
+    )
+    worst = int(np.argmin(np.round(model, 9)))
+    says = (
+        f"By score {circle_order(scores)}. The model gives {pairs[worst]} a probability of {model[worst]:.2f}; "
+        f"of the people {MAJORITY:.2f} say so. It is farthest from them on this pair."
+    )
+    return Scene([left, right], says)
+
+
+TASTES = Plan(
+    "tastes in a circle",
+    "A and B are compared {ab} times, B and C {bc} times, C and A {ca} times",
+    [
+        Dial("ab", "A and B", COUNTS, 10, "d"),
+        Dial("bc", "B and C", COUNTS, 10, "d"),
+        Dial("ca", "C and A", COUNTS, 3, "d"),
+    ],
+    circle_scene,
+    [{"ab": 10, "bc": 10, "ca": 10}, {"ab": 10, "bc": 10, "ca": 3}, {"ab": 3, "bc": 10, "ca": 10}],
+    "Left, the Bradley-Terry scores of three replies; right, what the model and the people say of each pair. Where all "
+    "pairs are asked ten times the three scores are equal. Where C and A are compared three times only, A is best and "
+    "C is worst; where A and B are, B is best and A is worst. The people say the same throughout, 0.8 around the "
+    "circle.",
 )
