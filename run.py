@@ -3,6 +3,7 @@
 
     python run.py lab          open JupyterLab on the first chapter, or on a file or folder that follows
     python run.py demo         base model -> SFT -> reward model -> RLHF, about four minutes, with a report
+    python run.py compare      finished runs of the demo side by side: python run.py compare RUN RUN
     python run.py test         lint, types, unit tests, doctests, notebooks and browser tests, on all cores
     python run.py notebooks    compare every notebook with its stored outputs; --write stores new ones
     python run.py bench NAME   run benchmarks/NAME.py
@@ -453,7 +454,9 @@ def passed_on(command):
 
 
 COMMANDS = {"lab": command_lab, "test": command_test, "notebooks": command_notebooks, "bench": command_bench}
-COMMANDS.update((name, passed_on(name)) for name in ("demo", "real", "release", "feedback", "pretrain", "doctor"))
+COMMANDS.update(
+    (name, passed_on(name)) for name in ("demo", "compare", "real", "release", "feedback", "pretrain", "doctor")
+)
 
 
 def main(arguments):

@@ -1,4 +1,4 @@
-"""The commands: python -m rlhf_lab demo | pretrain | corpus | release | feedback | doctor."""
+"""The commands: python -m rlhf_lab demo | compare | real | pretrain | corpus | release | feedback | doctor."""
 
 import argparse
 import io
@@ -81,7 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m rlhf_lab", description="RLHF that can be derived, verified and felt."
     )
-    commands = parser.add_subparsers(required=True, metavar="demo | pretrain | corpus | release | feedback | doctor")
+    commands = parser.add_subparsers(
+        required=True, metavar="demo | compare | real | pretrain | corpus | release | feedback | doctor"
+    )
     demo = commands.add_parser("demo", help="base model -> SFT -> reward model -> RLHF, with a report")
     demo.add_argument("--feedback", metavar="FILE", help="preferences in JSON Lines instead of simulated raters")
     demo.add_argument("--model", metavar="DIR_OR_NAME", help="any causal language model in the Hugging Face layout")
@@ -93,16 +95,21 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--prompt-tokens", type=int, help="longest prompt in FILE (what the context leaves)")
     demo.add_argument("--reply-tokens", type=int, default=64, help="longest reply; others are cut (64)")
     demo.add_argument("--labels", type=int, default=600, help="rankings to learn from (600; 2500 is the long version)")
-    demo.add_argument("--iterations", type=int, default=60, help="PPO iterations (60)")
-    demo.add_argument("--prompts", type=int, default=96, help="replies in one PPO iteration (96)")
-    demo.add_argument("--sft-steps", type=int, default=100, help="steps of supervised fine-tuning (100)")
+    demo.add_argument("--iterations", type=int, help="PPO iterations (60; 20 from 100 million parameters on)")
+    demo.add_argument("--prompts", type=int, help="replies in one PPO iteration (96; 32)")
+    demo.add_argument("--sft-steps", type=int, help="steps of supervised fine-tuning (100; 3 passes)")
+    demo.add_argument("--rates", type=float, default=1.0, help="factor of all learning rates (1)")
     demo.add_argument("--evaluation-prompts", type=int, default=480, help="held-out prompts of the evaluation (480)")
     demo.add_argument("--texts", type=int, default=300, help="held-out documents for each perplexity (300)")
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--out", metavar="DIR", help="folder for models, metrics.json and report.html (runs/demo-N)")
     demo.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     _add_device(demo)
-    demo.set_defaults(run=_demo)
+    demo.set_defaults(run=_demo, defaults=lambda: vars(demo.parse_args([])))
+    compare = commands.add_parser("compare", help="finished runs side by side: differences with intervals")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="folder of a demo run; the first is compared with")
+    compare.add_argument("--model", help="which model of each run (the last one, RLHF)")
+    compare.set_defaults(run=_compare)
     train_base_model = commands.add_parser("pretrain", help="train the base model from nothing")
     train_base_model.add_argument("--size", choices=("tiny", "small", "medium"), default="tiny")
     train_base_model.add_argument("--steps", type=int, help="optimiser steps (3500)")
@@ -147,10 +154,10 @@ def _device(options: argparse.Namespace) -> dict:
 
 def _demo(options: argparse.Namespace) -> None:
     from rlhf_lab import demo
-    from rlhf_lab.classroom.summary import EXAMPLE_RULE, MODEL_NAMES, format_interval, text_table
-    from rlhf_lab.recipes.reward import RewardConfig
-    from rlhf_lab.recipes.rlhf import RLHFConfig
-    from rlhf_lab.recipes.sft import SFTConfig
+    from rlhf_lab.classroom.summary import EXAMPLE_RULE, change_lines, text_table
+    from rlhf_lab.demo.card import repeated
+    from rlhf_lab.demo.settings import recipes_for, scale_for
+    from rlhf_lab.models.language_model import count_parameters
 
     if options.model and options.size:
         raise ValueError("give either --model or --size")
@@ -159,19 +166,18 @@ def _demo(options: argparse.Namespace) -> None:
     if not options.feedback and (options.skip_bad or options.last_turns or options.prompt_tokens is not None):
         raise ValueError("--skip-bad, --last-turns and --prompt-tokens are about a file; name it with --feedback")
     source = options.model or options.size or "tiny"
-    sft = SFTConfig(seed=options.seed, steps=options.sft_steps, max_new_tokens=options.reply_tokens)
-    reward = RewardConfig(seed=options.seed, max_new_tokens=options.reply_tokens)
-    rlhf = RLHFConfig(
-        seed=options.seed,
-        max_new_tokens=options.reply_tokens,
-        iterations=options.iterations,
-        prompts_per_iteration=options.prompts,
-        minibatch_rows=min(RLHFConfig.minibatch_rows, options.prompts),
-    )
-    rate = {"small": 1e-4, "medium": 3e-5}.get(source)
-    if rate is not None:  # smaller steps for larger models
-        sft, reward = replace(sft, learning_rate=rate), replace(reward, learning_rate=rate)
-        rlhf = replace(rlhf, learning_rate=rate / 3, value_learning_rate=rate)
+    parameters = count_parameters(source)
+    scale = scale_for(parameters)
+    print(f"{parameters:,} parameters: {scale}", flush=True)
+    given = {"seed": options.seed, "reply_tokens": options.reply_tokens, "rates": options.rates}
+    sft, reward, rlhf = recipes_for(scale, **given)
+    if options.sft_steps is not None:
+        sft = replace(sft, steps=options.sft_steps)
+    if options.iterations is not None:
+        rlhf = replace(rlhf, iterations=options.iterations)
+    if options.prompts is not None:
+        rows = min(rlhf.minibatch_rows, options.prompts)
+        rlhf = replace(rlhf, prompts_per_iteration=options.prompts, minibatch_rows=rows)
     config = demo.DemoConfig(
         model=source,
         feedback=options.feedback,
@@ -179,6 +185,7 @@ def _demo(options: argparse.Namespace) -> None:
         last_turns=options.last_turns,
         skip_bad=options.skip_bad,
         labels=options.labels,
+        sft_epochs=scale.sft_epochs if options.sft_steps is None else None,
         evaluation_prompts=options.evaluation_prompts,
         texts=options.texts,
         seed=options.seed,
@@ -188,21 +195,26 @@ def _demo(options: argparse.Namespace) -> None:
     )
     device = _device(options)
     folder = demo.open_output(options.out, config, options.resume)
-    summary, out = demo.run_demo(config, folder, **device), folder.path
-    print(f"\n{summary.opening}\n\n{text_table(summary.reports)}")
-    for label, difference in summary.differences.items():
-        print(f"true reward, {label}: {format_interval(difference)} ({difference.verdict})")
+    command = repeated("demo", vars(options), options.defaults())
+    summary, out = demo.run_demo(config, folder, **device, command=command), folder.path
+    print(f"\n{summary.opening}\n\n{text_table(summary)}\n\n" + "\n".join(change_lines(summary)))
     if summary.reward_model:
         print(_reward_line(summary.reward_model))
     for example in summary.examples:
         print("\n" + " / ".join(printable(turn.content) for turn in example.conversation))
         for name, reply in example.replies.items():
-            print(f"  {MODEL_NAMES[name]:5} {printable(reply)}")
+            print(f"  {summary.name(name):5} {printable(reply)}")
     print(f"\n{EXAMPLE_RULE}")
     print(
         f"\n{sum(summary.seconds.values()):.0f} s in all. Open {out / 'report.html'}; "
         f"the numbers are in {out / 'metrics.json'}."
     )
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from rlhf_lab.demo.compare import compare_runs
+
+    print(compare_runs(options.runs, options.model))
 
 
 def _reward_line(quality: "RewardModelReport") -> str:

@@ -56,6 +56,7 @@ def equal(a, b):
 def metrics(out):
     data = json.loads((Path(out) / "metrics.json").read_text())
     data.pop("seconds")
+    data.pop("run")  # the card: date and command
     return data
 
 
@@ -168,10 +169,30 @@ def test_the_sample_shows_whole_conversations(told):
 
 
 def test_the_report_is_one_file_without_a_script_or_an_address(finished):
+    """Its links lead into the page, or to files of the run, which are there."""
     page = (finished / "report.html").read_text()
     assert "<script" not in page
-    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
-    assert page.count("data:image/png") >= 3
+    assert not re.search(r"""\ssrc=""", page)
+    links = re.findall(r"""href=["']([^"']*)["']""", page)
+    files = [link.removeprefix("./") for link in links if not link.startswith("#")]
+    assert {"metrics.json", "replies.jsonl", "rankings.jsonl", "sft", "reward_model", "rlhf"} <= set(files)
+    assert all((finished / name).exists() for name in files)
+    assert page.count("<figcaption>") >= 6
+
+
+def test_the_report_says_how_to_repeat_the_run_and_compare_reads_it(finished, capsys):
+    data = json.loads((finished / "metrics.json").read_text())
+    assert data["run"]["command"].startswith("python run.py demo --labels 20 --iterations 2 --prompts 8")
+    assert "--out" not in data["run"]["command"]
+    assert (data["run"]["seed"], data["run"]["prompts"], data["run"]["labels"]) == (0, 12, 20)
+    assert list(data["changes"]) == ["RLHF - SFT", "SFT - base", "RLHF - base"]
+    found = {(row["quantity"], row["skill"]): row for row in data["changes"]["RLHF - SFT"]}
+    assert found["true_reward", ""]["interval"] == data["differences"]["RLHF - SFT"]
+    assert found["perplexity", ""]["ratio"]
+    assert found["perplexity", ""]["after"] == pytest.approx(data["models"]["rlhf"]["perplexity"]["mean"])
+    assert found["length", ""]["after"] == pytest.approx(data["models"]["rlhf"]["length"]["mean"])
+    assert main(["compare", str(finished), str(finished)]) == 0
+    assert "paired: the same 12 prompts, row by row" in capsys.readouterr().out
 
 
 def test_training_never_sees_what_is_held_out(finished):
@@ -251,7 +272,7 @@ def test_feedback_on_town_prompts_is_judged_by_the_oracle(tmp_path):
     prompts = [prompt.conversation[-1].content for prompt in town.prompts("train", 40, skills=("ask",))]
     assert run("--feedback", write_feedback(tmp_path / "f.jsonl", prompts), "--out", tmp_path / "out") == 0
     data = metrics(tmp_path / "out")
-    jsonschema.validate(data | {"seconds": {}}, METRICS_SCHEMA)
+    jsonschema.validate(data | {"seconds": {}, "run": None}, METRICS_SCHEMA)
     assert data["models"]["rlhf"]["true_reward"]["mean"] <= 3
     assert data["reward_model"]["ceiling"] is None
     assert 0 <= data["reward_model"]["accuracy"] <= 1

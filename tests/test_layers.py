@@ -38,11 +38,11 @@ ORDER = [
     ("experience", ["rollouts", "episodes", "collect", "segments", "scenes"]),
     ("experience.invariants", ["violation", ("replies", "rewards", "losses", "sampled_law"), "__init__"]),
     ("experience", ["rewards", "updates", "live"]),
-    ("evaluation", ["text", "policies", "reward_models", "reward_biases", "irl", "comparisons"]),
+    ("evaluation", ["text", "policies", "reward_models", "reward_biases", "irl", "comparisons", "evidence", "changes"]),
     ("recipes", ["reward_data", "reward_losses", RECIPES, ("reward_ensemble", "few_labels")]),
     ("classroom", ["plots", "drawing", ("flows", "mdp_plots"), "diagrams"]),
     ("classroom.explorables", ["draggable", ("control", "laws", "feedback")]),
-    ("classroom", ["explore", "summary", "metrics", "report", "course"]),
+    ("classroom", ["explore", "summary", "metrics", "svg", "figures", "explorer", "report", "course"]),
     ("classroom.widgets", ["ordering", "judgements", "saving", "session", "retrospect", "state"]),
     ("classroom.widgets", ["bridge", "view", "plain_forms", "plain"]),
     ("classroom.widgets", ["writing", "opinions", "dialogue", "chat", "plain_chat"]),
@@ -50,7 +50,7 @@ ORDER = [
     ("classroom.clinic", ["songs", "parts", "oracles", "faults", "cases"]),
     ("classroom.clinic", [("experience_cases", "update_cases", "scoring_cases"), "watch", "runs", "ward", "charts"]),
     ("classroom.clinic", ["grading", "agent", "agent_checks", "exercises", "__init__"]),
-    ("demo", ["task", "output", "first_words", "__init__"]),
+    ("demo", ["settings", "task", "output", "first_words", "card", "compare", "__init__"]),
     ("", ["doctor", "feedback_command", "__main__"]),
 ]
 PUBLIC = "__init__"  # of the package itself: the roof, which names everything and loads nothing

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_lab.classroom.summary import MODEL_NAMES, ROWS, RunSummary
-from rlhf_lab.evaluation.policies import ModelReport, evaluate_replies
+from rlhf_lab.classroom.summary import ROWS, RunCard, RunSummary
+from rlhf_lab.evaluation.changes import Change
+from rlhf_lab.evaluation.policies import evaluate_replies
+from rlhf_lab.maths.intervals import Ratio
 from rlhf_lab.training.files import write_text_atomic
 
 
@@ -41,15 +43,42 @@ REWARD_MODEL = {
     "ceiling": NUMBER_OR_NULL | {"description": "E[max(p, 1 - p)]; null where the raters' p is unknown"},
     "pairs": COUNT,
 }
+TEXT = {"type": "string"}
+CHANGE = {
+    "quantity": TEXT | {"description": "one of a model's"},
+    "skill": TEXT | {"description": "the skill it is about; empty for all prompts"},
+    "before": NUMBER,
+    "after": NUMBER,
+    "interval": INTERVAL,
+    "ratio": {"type": "boolean", "description": "after / before, as for perplexities, and not after - before"},
+    "good": {"enum": ["higher", "lower", "neither"]},
+    "verdict": {"enum": ["better", "worse", "changed", "INCONCLUSIVE"]},
+    "stands": {"type": "boolean", "description": "also after Holm's procedure over all rows of the comparison"},
+}
+CARD = {f.name: TEXT for f in dataclasses.fields(RunCard)} | {"commit": {"type": ["string", "null"]}}
+CARD |= {"seed": {"type": "integer"}, "labels": {"type": "integer"}, "prompts": {"type": "integer"}}
+VERSION = 2
 RUN = {
-    "models": _object("by stage", {name: {"$ref": "#/$defs/model"} for name in MODEL_NAMES}),
+    "schema": {"const": VERSION, "description": "of this file; 1 had neither this field, names, changes nor run"},
+    "models": {
+        "type": "object",
+        "description": "by name, in the order in which they were made",
+        "additionalProperties": {"$ref": "#/$defs/model"},
+    },
+    "names": {"type": "object", "description": "model -> what it is called", "additionalProperties": TEXT},
     "differences": {
         "type": "object",
         "description": "paired differences of true rewards, row by row on the same prompts",
         "additionalProperties": INTERVAL,
     },
+    "changes": {
+        "type": "object",
+        "description": "by label as in differences: every quantity, paired row by row (perplexities by document)",
+        "additionalProperties": {"type": "array", "items": _object("one quantity", CHANGE)},
+    },
     "reward_model": _or_null(_object("on held-out pairs", REWARD_MODEL)),
     "opening": {"type": "string", "description": "what the report opens with, from judgements alone"},
+    "run": _or_null(_object("what one must know to judge the run, and to repeat it", CARD)),
     "config": {"type": "object", "description": "every choice of the run"},
     "seconds": {"type": "object", "description": "stage -> seconds", "additionalProperties": NUMBER},
 }
@@ -63,8 +92,8 @@ METRICS_SCHEMA = _object("What a run of python run.py demo measured.", RUN) | {
         "model": _object("one model on held-out prompts; null: not known (no town prompt, no text)", MODEL),
     },
 }
-"""JSON Schema (draft 2020-12) of metrics.json: models, differences, reward_model, opening, config,
-seconds.
+"""JSON Schema (draft 2020-12) of metrics.json: schema, models, names, differences, changes, reward_model, opening, run,
+config, seconds.
 
 Every quantity of a model is an interval `{"mean", "low", "high", "count"}` or null; shares are in [0, 1],
 lengths in tokens, KL in nats per reply. Each field carries its description.
@@ -82,9 +111,18 @@ def metrics_dict(summary: RunSummary) -> dict:
         "ceiling": quality.ceiling,
         "pairs": len(quality.agreed),
     }
-    models = {name: summary.reports.get(name, ModelReport()) for name in MODEL_NAMES}
-    run = {"models": models, "differences": summary.differences, "reward_model": numbers}
-    return plain(run | {"opening": summary.opening, "config": summary.config, "seconds": summary.seconds})
+    changes = {summary.label(contrast): list(map(_change, contrast.changes)) for contrast in summary.contrasts}
+    names = {model: summary.name(model) for model in summary.reports}
+    run = {"schema": VERSION, "models": summary.reports, "names": names}
+    run |= {"differences": summary.differences, "changes": changes, "reward_model": numbers}
+    run |= {"opening": summary.opening, "run": summary.card}
+    return plain(run | {"config": summary.config, "seconds": summary.seconds})
+
+
+def _change(change: Change) -> dict[str, Any]:
+    ratio = isinstance(change.interval, Ratio)
+    known = {name: getattr(change, name) for name in CHANGE if name != "ratio"}
+    return known | {"ratio": ratio}
 
 
 def write_metrics(path: str | Path, summary: RunSummary) -> None:

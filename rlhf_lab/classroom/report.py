@@ -1,40 +1,43 @@
 """report.html in one file: this module prepares what it says, report.html.j2 how, report.css how it looks.
 
-The page loads nothing and runs nothing: pictures are inside, there is no script, and every text of a model or
-a person is escaped by the template engine.
+The page loads nothing and runs nothing: figures are inline SVG, there is no script, the only links lead to the page
+itself and to files that lie beside it, and every text of a model or a person is escaped by the template engine.
 """
 
-import base64
-import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from rlhf_lab.classroom import plots
+from rlhf_lab.classroom.explorer import reply_explorer
+from rlhf_lab.classroom.figures import (
+    change_figures,
+    parts_figure,
+    reliability_figure,
+    scores_figure,
+    training_figures,
+    training_reading,
+)
 from rlhf_lab.classroom.metrics import plain
 from rlhf_lab.classroom.summary import (
     EXAMPLE_RULE,
     ROWS,
     SYMMETRIC,
-    Example,
+    Contrast,
+    RunCard,
     RunSummary,
+    change_words,
     format_interval,
-    format_number,
-    model_name,
     quantity_rows,
 )
-from rlhf_lab.evaluation.policies import ModelReport
+from rlhf_lab.classroom.svg import SHAPES, WIDTH
+from rlhf_lab.evaluation.changes import FEWEST_DIFFERENT, Change, by_verdict, expected_by_chance
 from rlhf_lab.evaluation.reward_models import RewardModelReport
 from rlhf_lab.maths.intervals import Interval
 from rlhf_lab.training.files import write_text_atomic
-from rlhf_lab.training.history import History
 
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -46,74 +49,103 @@ TEMPLATES = jinja2.Environment(
 
 
 def write_report(path: str | Path, summary: RunSummary) -> None:
-    """report.html at `path`, atomically: one file, its pictures inside, no script, nothing loaded.
+    """report.html at `path`, atomically: one file, its figures inside, no script, nothing loaded.
 
-    Half of a surrogate pair, which cannot be written, becomes a question mark.
+    Files of `summary.files` that lie beside it are linked. Half of a surrogate pair, which cannot be written, becomes a
+    question mark.
     """
-    text = TEMPLATES.get_template("report.html.j2").render(page(summary))
+    text = TEMPLATES.get_template("report.html.j2").render(page(summary, Path(path).parent))
     write_text_atomic(path, text.encode("utf-8", "replace").decode("utf-8"))
 
 
-def page(summary: RunSummary) -> dict[str, Any]:
-    """What report.html.j2 shows, in its order: texts, tables of texts, pictures; None where a section is left out."""
-    return {
+def page(summary: RunSummary, folder: Path | None = None) -> dict[str, Any]:
+    """What report.html.j2 shows, in its order: texts, tables of texts, figures; empty where a section is left out.
+
+    Args:
+        summary: what was found.
+        folder: where the page will lie; files in it are linked.
+    """
+    changes = [_contrast(summary, contrast) for contrast in summary.contrasts if contrast.changes]
+    shown = {
         "title": summary.title,
+        "facts": _facts(summary.card),
         "opening": summary.opening,
-        "differences": [_change(label, change) for label, change in summary.differences.items()],
+        "changes": changes,
+        "fewest": FEWEST_DIFFERENT,
         "notes": summary.notes,
-        "models": _table(summary.reports, quantity_rows(summary.reports)),
-        "model_pictures": _model_pictures(summary),
-        "skills": _skills(summary.reports),
-        "over_refusal": _over_refusal(summary.reports),
-        "curves": _curves(summary.history),
+        "models": _table(summary, quantity_rows(summary)),
+        "model_figures": [f for f in (parts_figure(summary), scores_figure(summary)) if f is not None],
+        "skills": _skills(summary),
+        "over_refusal": _over_refusal(summary),
+        "training": training_figures(summary.history),
+        "training_reading": training_reading(summary.history),
         "reward_model": _reward_model(summary.reward_model),
         "example_rule": EXAMPLE_RULE,
-        "examples": [_example(example) for example in summary.examples],
+        "explorer": reply_explorer(summary),
+        "card": _card(summary.card),
+        "files": _files(summary.files, folder),
         "seconds": _seconds(summary.seconds),
         "config": json.dumps(plain(summary.config), indent=2, ensure_ascii=False, allow_nan=False),
+        "shapes": SHAPES,
+        "width": WIDTH,
+    }
+    return shown | {"contents": _contents(shown)}
+
+
+def _contents(shown: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(anchor, words) of the sections that are there."""
+    sections = {
+        "changes": ("Better and worse", shown["changes"]),
+        "models": ("Models", shown["models"]["rows"]),
+        "refusals": ("Refusals", shown["over_refusal"]),
+        "training": ("Training", shown["training"]),
+        "reward-model": ("Reward model", shown["reward_model"]),
+        "replies": ("Replies", shown["explorer"].rows),
+        "run": ("The run", True),
+    }
+    return [(anchor, words) for anchor, (words, there) in sections.items() if there]
+
+
+# -- what changed ---------------------------------------------------------------------------------------------------
+def _contrast(summary: RunSummary, contrast: Contrast) -> dict[str, Any]:
+    rows = contrast.changes
+    lists = {v: [_line(change) for change in by_verdict(rows, v)] for v in ("better", "worse", "changed")}
+    return lists | {
+        "after": summary.name(contrast.after),
+        "before": summary.name(contrast.before),
+        "undecided": [_line(change) for change in by_verdict(rows, "INCONCLUSIVE")],
+        "judged": any(change.quantity == "true_reward" for change in rows),
+        "rows": len(rows),
+        "by_chance": f"{expected_by_chance(rows):.1f}",
+        "stand": sum(change.stands for change in rows),
+        "figures": change_figures(contrast),
     }
 
 
-def _change(label: str, change: Interval) -> dict[str, str]:
-    return {
-        "label": label,
-        "mean": f"{change.mean:+.2f}",
-        "low": format_number(change.low),
-        "high": format_number(change.high),
-        "verdict": change.verdict,
-    }
+def _line(change: Change) -> dict[str, Any]:
+    words, bounds = change_words(change)
+    return {"words": words[0].upper() + words[1:], "bounds": bounds, "stands": change.stands}
 
 
-# -- the models side by side ---------------------------------------------------------------------------------
-def _table(reports: Mapping[str, ModelReport], rows: Iterable[tuple[str, Sequence[str]]]) -> dict[str, list]:
+# -- the models side by side ----------------------------------------------------------------------------------------
+def _table(summary: RunSummary, rows: Iterable[tuple[str, Sequence[str]]]) -> dict[str, list]:
     """The models' names and the rows (label, [(mean, what stands in small print) of each model])."""
     cells = [(label, [text.partition(" ")[::2] for text in texts]) for label, texts in rows]
-    return {"models": [model_name(name) for name in reports], "rows": cells}
+    return {"models": [summary.name(name) for name in summary.reports], "rows": cells}
 
 
-def _model_pictures(summary: RunSummary) -> list["Picture"]:
-    reports, pictures = summary.reports, []
-    if any(report.helpful for report in reports.values()):
-        message = "The oracle's rows of the table above, as bars."
-        pictures.append(_picture(lambda ax: plots.parts_chart(ax, reports), message))
-    if summary.scores:
-        means = ", ".join(f"{model_name(key)} {sum(v) / len(v):.2f}" for key, v in summary.scores.items())
-        message = f"Histogram of the reward model's scores; means: {means}."
-        pictures.append(_picture(lambda ax: plots.score_histogram(ax, summary.scores), message))
-    return pictures
-
-
-def _skills(reports: Mapping[str, ModelReport]) -> dict[str, list] | None:
+def _skills(summary: RunSummary) -> dict[str, list] | None:
     """True reward and share of well-formed replies, skill by skill."""
-    skills = sorted({skill for report in reports.values() for skill in report.by_skill})
+    reports = summary.reports.values()
+    skills = sorted({skill for report in reports for skill in report.by_skill})
     rows = []
     for quantity in ("true_reward", "well_formed"):
         label, unit, factor, digits = ROWS[quantity]
         for skill in skills:
-            intervals = [report.by_skill.get(skill, {}).get(quantity) for report in reports.values()]
+            intervals = [report.by_skill.get(skill, {}).get(quantity) for report in reports]
             texts = [format_interval(x, digits, factor, quantity in SYMMETRIC) for x in intervals]
             rows.append((f"{skill}: {label}, {unit}", texts))
-    return _table(reports, rows) if skills else None
+    return _table(summary, rows) if skills else None
 
 
 def _percent(share: Interval) -> str:
@@ -121,28 +153,12 @@ def _percent(share: Interval) -> str:
     return f"{mean} % {rest}".rstrip()
 
 
-def _over_refusal(reports: Mapping[str, ModelReport]) -> str:
-    known = {name: report.over_refusal for name, report in reports.items() if report.over_refusal}
-    return ", ".join(f"{model_name(name)} {_percent(share)}" for name, share in known.items())
+def _over_refusal(summary: RunSummary) -> str:
+    known = {name: report.over_refusal for name, report in summary.reports.items() if report.over_refusal}
+    return ", ".join(f"{summary.name(name)} {_percent(share)}" for name, share in known.items())
 
 
-# -- training ------------------------------------------------------------------------------------------------
-def _curves(history: History | None) -> list["Picture"] | None:
-    if history is None or not len(history):
-        return None
-    pictures = []
-    names = {name for row in history.to_list() for name, value in row.items() if value is not None}
-    if names & {"score", "reward_score", "true_reward", "held_out_reward_score", "held_out_true_reward"}:
-        message = "The reward model's score and the true reward over the iterations of PPO."
-        pictures.append(_picture(lambda ax: plots.reward_curves(ax, history), message))
-    for column in ("kl", "entropy", "clip_fraction", "length"):
-        if column in names:
-            title, unit, _ = plots.CURVES[column]
-            message = f"{title} ({unit}) over the iterations of PPO; at the end {history.last(column):.3g}."
-            pictures.append(_picture(partial(plots.history_curve, history=history, column=column), message))
-    return pictures
-
-
+# -- the reward model -----------------------------------------------------------------------------------------------
 def _reward_model(quality: RewardModelReport | None) -> dict[str, Any] | None:
     if quality is None:
         return None
@@ -155,43 +171,53 @@ def _reward_model(quality: RewardModelReport | None) -> dict[str, Any] | None:
         bound += f"the best any model could expect is {100 * quality.ceiling:.1f} %"
         expected = quality.expected_accuracy
         bound += "." if expected is None else f"; this one can expect {100 * expected:.1f} %."
-    picture = _picture(lambda ax: plots.reliability_diagram(ax, quality.confidence, quality.agreed), found)
-    return {"found": found, "bound": bound, "picture": picture}
+    return {"found": found, "bound": bound, "figure": reliability_figure(quality)}
 
 
-# -- examples and the run ------------------------------------------------------------------------------------
-def _example(example: Example) -> dict[str, Any]:
-    replies = []
-    for model, text in example.replies.items():
-        reward = example.rewards.get(model)
-        known = "" if reward is None else format_number(reward, 1)
-        replies.append({"model": model, "name": model_name(model), "reward": known, "text": text})
-    return {"skill": example.skill, "turns": example.conversation, "replies": replies}
+# -- the run --------------------------------------------------------------------------------------------------------
+def _facts(card: RunCard | None) -> list[str]:
+    """The line under the title."""
+    if card is None:
+        return []
+    commit = f", commit {card.commit[:10]}" if card.commit else ""
+    return [
+        card.date[:10],
+        f"seed {card.seed}",
+        f"{card.labels:,} judgements",
+        f"{card.prompts:,} held-out prompts",
+        f"rlhf_lab {card.version}{commit}",
+    ]
+
+
+def _card(card: RunCard | None) -> list[tuple[str, str]]:
+    if card is None:
+        return []
+    commit = "not known: the program was not in a checkout"
+    if card.commit:
+        commit = f"{card.commit} (what was not committed is not seen)"
+    return [
+        ("ended", card.date),
+        ("rlhf_lab", card.version),
+        ("commit", commit),
+        ("software", card.software),
+        ("device", card.device),
+        ("seed", str(card.seed)),
+        ("first model", card.model),
+        ("judgements learned from", f"{card.labels:,}"),
+        ("held-out prompts", f"{card.prompts:,}"),
+        ("to repeat it", card.command or "started from Python; every choice stands below"),
+    ]
+
+
+def _files(files: Mapping[str, str], folder: Path | None) -> list[tuple[str, str, str]]:
+    """(address, name, what it holds) of the files that are there; "./" keeps an address from being anything else."""
+    return [
+        (f"./{quote(name)}", name, holds)
+        for name, holds in files.items()
+        if folder is not None and (folder / name).exists()
+    ]
 
 
 def _seconds(seconds: Mapping[str, float]) -> list[tuple[str, str]]:
     together = ("together", sum(seconds.values()))
     return [(stage, f"{count:.1f}") for stage, count in [*seconds.items(), together]]
-
-
-# -- pictures ------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Picture:
-    """A picture and the sentence that it shows, which is also its text for readers without the picture.
-
-    Attributes:
-        message: the sentence.
-        uri: the PNG itself, as a data URI.
-    """
-
-    message: str
-    uri: str
-
-
-def _picture(draw: Callable[[Axes], Any], message: str) -> Picture:
-    with plots.style():
-        figure = Figure(figsize=(5.2, 3.1), layout="constrained")
-        draw(figure.subplots())
-        png = io.BytesIO()
-        figure.savefig(png, format="png", metadata={"Software": None})
-    return Picture(message, "data:image/png;base64," + base64.b64encode(png.getvalue()).decode("ascii"))

@@ -4,16 +4,19 @@ Nobody who labels replies has an oracle, so these sentences never look at the tr
 whether a policy became better, only judgements of its own replies can say.
 """
 
+import math
+
 from rlhf_lab.maths.intervals import Interval
 
 
-def opening(judgements: int, few: bool, accuracy: Interval | None) -> str:
+def opening(judgements: int, few: bool, accuracy: Interval | None, loss: float | None = None) -> str:
     """What the report opens with; a warning where labels are few, or do not predict those held out.
 
     Args:
         judgements: records that the reward model learned from.
         few: whether the recipe for few labels was taken.
         accuracy: share of held-out judgements that the reward model predicts; None where none is held out.
+        loss: of those, nats a choice; a coin has log 2. None where it is not known.
 
     Example:
         >>> from rlhf_lab.maths.intervals import Share
@@ -32,6 +35,10 @@ def opening(judgements: int, few: bool, accuracy: Interval | None) -> str:
     if accuracy.verdict != "above 0.5":
         remedy = "Do not use this policy; collect more judgements."
         return f"Warning: {learned}, no better than a coin as far as they tell. {remedy}"
+    if loss is not None and loss >= math.log(2):
+        remedy = "The judgements do not suffice: collect more before you use this policy."
+        sure = f"but is surer than it should be: {loss:.2f} nats a choice, a coin has 0.69"
+        return f"Warning: {learned}, {sure}. {remedy}"
     if few:
         remedy = "Compare its replies with the old ones yourself before you use it."
         return f"Warning: {learned}. So few judgements can make a policy worse. {remedy}"

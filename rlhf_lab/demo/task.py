@@ -16,7 +16,7 @@ from rlhf_lab.recipes.reward import RewardConfig
 from rlhf_lab.recipes.rlhf import RLHFConfig
 from rlhf_lab.recipes.sft import SFTConfig
 from rlhf_lab.records import Comparison, Conversation, Demonstration
-from rlhf_lab.training.configs import at_least_one, require, whole
+from rlhf_lab.training.configs import above_zero, at_least_one, require, whole
 from rlhf_lab.training.randomness import generator_for
 from rlhf_lab.worlds import town
 
@@ -38,6 +38,7 @@ class DemoConfig:
         replies: in a ranking, 2 to 8.
         few: preferences with fewer choices than this take the recipe for few labels; 0: never.
         demonstrations: for SFT, at least 1.
+        sft_epochs: most passes of SFT over the demonstrations; None: as many as its steps make.
         evaluation_prompts: held-out prompts of the final evaluation, at least 8.
         texts: held-out documents for each perplexity, at least 1.
         seed: of everything; the recipes' own seeds are set to it.
@@ -54,6 +55,7 @@ class DemoConfig:
     replies: int = 4
     few: int = FEW
     demonstrations: int = 4000
+    sft_epochs: float | None = None
     evaluation_prompts: int = 480
     texts: int = 300
     seed: int = 0
@@ -70,6 +72,8 @@ class DemoConfig:
         require(self.replies <= 8, "replies", self.replies, "2 to 8")
         if self.prompt_tokens is not None:
             at_least_one(self, "prompt_tokens")
+        if self.sft_epochs is not None:
+            above_zero(self, "sft_epochs")
         whole(self, "seed")
 
 

@@ -367,8 +367,8 @@ def new_checks(
 ) -> LiveChecks:
     """The live checks, told what this run declares."""
     law, declared = (config.temperature, config.max_new_tokens), (config.clip_epsilon, config.entropy_coef)
-    limits = {"kl_limit": config.optimiser.kl_limit, "on": config.check_invariants}
-    return LiveChecks(policy, reference, *law, state, *declared, config.gae_lambda, **limits)
+    limit, on = config.optimiser.kl_limit, config.check_invariants
+    return LiveChecks(policy, reference, *law, state, *declared, config.gae_lambda, limit, on)
 
 
 def new_sampling(
