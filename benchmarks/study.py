@@ -187,13 +187,16 @@ def tone_row(seed: int, taste: str) -> dict[str, float]:
 
 
 def tone_probe(taste: str) -> dict[str, float]:
-    """The same run, short; shares of so few replies say little, so what the models think of them is kept too."""
+    """The same run, short; shares of so few replies say little, so what else is known of them is kept too.
+
+    Without the perplexities, which no row holds: those of a file are of its few held-out replies.
+    """
     count, summary = tone_run(0, taste, SHORT_TONE)
     means = {
         f"{name} {model}": x
         for model, report in summary.reports.items()
         for name, x in report.means("").items()
-        if x is not None
+        if x is not None and not name.startswith("perplexity")
     }
     return {"comparisons": count} | means
 
