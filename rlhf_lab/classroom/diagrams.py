@@ -5,12 +5,13 @@
     diagrams.backup("q-learning")    which later values a value is computed from, after Sutton and Barto
     diagrams.data_flow("ppo")        from samples to gradients, algorithm by algorithm
     diagrams.batch_layout()          where prompts, replies, scores and values stand in a batch
+    diagrams.token_cells(...)        rows of real tokens, one cell each: prompt, reply, padding
 
 A drawing is 750 pixels wide, coordinates are pixels and y points down. Colours are those of `plots.COLOURS`; networks
 have round corners and data sharp ones, gradients are dashed, so that colour is never the only cue.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -19,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
 
 from rlhf_lab.classroom import plots
-from rlhf_lab.classroom.drawing import FAINT, INK, SMALL, Board, Point, pick, tint
+from rlhf_lab.classroom.drawing import FAINT, INK, SMALL, WIDTH, Board, Point, pick, tint
 from rlhf_lab.classroom.flows import FLOWS
 
 # -- pipeline ------------------------------------------------------------------------------------------------
@@ -259,7 +260,7 @@ def data_flow(name: str) -> None:
     """What an algorithm computes from what, from samples to gradients.
 
     Args:
-        name: "reinforce", "actor-critic", "ppo", "dqn" or "rlhf".
+        name: "reinforce", "actor-critic", "ppo", "dqn", "rlhf" or "transformer".
 
     Raises:
         ValueError: another name.
@@ -268,7 +269,7 @@ def data_flow(name: str) -> None:
         >>> data_flow("ppo")  # doctest: +ELLIPSIS
         Figure(728...)
 
-    Chapters 02 (reinforce), 03 (dqn), 04 (actor-critic), 05 (ppo) and 10 (rlhf).
+    Chapters 02 (reinforce), 03 (dqn), 04 (actor-critic), 05 (ppo), 07 (transformer) and 10 (rlhf).
     """
     figure, alt = _draw_data_flow(name)
     plots.show(alt, figure)
@@ -357,3 +358,54 @@ def draw_cells(board: Board, left: list[float], rows: Point, cells: Sequence[str
         x, ink = (left[column] + left[column + 1]) / 2, "#777777" if text == "pad" else INK
         if text:
             board.write(x, rows[0] + rows[1] / 2, text, va="center_baseline", fontsize=SMALL, color=ink)
+
+
+# -- rows of tokens ------------------------------------------------------------------------------------------
+CELL = 26.0  # height of a row of cells
+
+
+def token_cells(rows: Mapping[str, Sequence[str]], prompt: int, padding: Sequence[Sequence[bool]], alt: str) -> None:
+    """Rows of one cell a token: the prompt's grey, the reply's blue, pale where there is padding.
+
+    Args:
+        rows: name of a row -> what stands in its cells, as many in each row; at most 17.
+        prompt: so many columns belong to the prompt; a line is drawn behind them.
+        padding: for each row, True where a cell is padding.
+        alt: what there is to see.
+
+    Raises:
+        ValueError: rows of different lengths, or more columns than can be read.
+
+    Example:
+        >>> token_cells({"row 0": ["pad", "Hi", "No"]}, 2, [[True, False, False]], "a row of three tokens, one padding")
+        ... # doctest: +ELLIPSIS
+        Figure(728...)
+
+    Chapter 07.
+    """
+    plots.show(alt, _draw_token_cells(rows, prompt, padding))
+
+
+def _draw_token_cells(rows: Mapping[str, Sequence[str]], prompt: int, padding: Sequence[Sequence[bool]]) -> Figure:
+    widths = {len(cells) for cells in (*rows.values(), *padding)}
+    if len(widths) != 1 or not 1 <= (count := widths.pop()) <= 17 or len(padding) != len(rows):
+        raise ValueError(f"rows have {[*map(len, rows.values())]} cells; expected as many in each row, at most 17")
+    board, left = Board(34 + CELL * len(rows)), 74.0
+    wide = (WIDTH - left - 8) / count
+    for column, name, colour in ((prompt / 2, "prompt", "reference"), ((prompt + count) / 2, "reply", "policy")):
+        if 0 < prompt < count:
+            board.write(left + wide * column, 12, name, fontsize=SMALL, color=plots.COLOURS[colour])
+    for i, ((name, cells), gaps) in enumerate(zip(rows.items(), padding, strict=True)):
+        y = 26 + CELL * i
+        board.write(left - 8, y + CELL / 2, name, ha="right", fontsize=SMALL)
+        for column, (text, gap) in enumerate(zip(cells, gaps, strict=True)):
+            colour = plots.COLOURS["policy" if column >= prompt else "reference"]
+            face = "#F5F5F5" if gap else tint(colour, 0.16)
+            corner = (left + wide * column, y)
+            board.ax.add_patch(Rectangle(corner, wide, CELL, facecolor=face, edgecolor="white", linewidth=1.5))
+            ink = "#777777" if gap else INK
+            middle = left + wide * (column + 0.5), y + CELL / 2
+            board.write(*middle, text, va="center_baseline", fontsize=SMALL, color=ink)
+    if 0 < prompt < count:
+        board.ax.plot([left + wide * prompt] * 2, [22, 28 + CELL * len(rows)], color=INK, linewidth=2.0, zorder=4)
+    return board.figure

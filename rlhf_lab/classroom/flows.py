@@ -1,4 +1,4 @@
-"""Data flow of REINFORCE, actor-critic, PPO, DQN and RLHF: the boxes and arrows of `diagrams.data_flow`.
+"""Data flow of REINFORCE, actor-critic, PPO, DQN, RLHF and a transformer: the boxes and arrows of `diagrams.data_flow`.
 
 Each function draws one algorithm on a board; `FLOWS` holds them with the height of the drawing and its alternative
 text. Samples run from left to right, gradients run back.
@@ -113,6 +113,25 @@ def draw_rlhf(board: Board) -> None:
     board.write(314, 290, "epochs of\nminibatches", fontsize=SMALL)
 
 
+def draw_transformer(board: Board) -> None:
+    frame(board, 262, 16, 352, 132)
+    board.write(438, 30, "a block; GPT-2 has several, one after the other", fontsize=SMALL)
+    board.box("ids", 60, 70, (96, 48), "tokens\n[B, T]")
+    board.box("places", 60, 164, (96, 48), "positions\n[B, T]")
+    board.box("embed", 186, 70, (112, 64), "embedding\ntoken row +\nposition row", "policy")
+    board.box("attention", 350, 80, (150, 64), "norm, attention\nlooks back at\nearlier positions", "policy")
+    board.box("mlp", 530, 80, (128, 64), "norm, MLP\neach position\nby itself", "policy")
+    board.box("head", 684, 70, (112, 64), "norm, head\nthe token\ntable again", "policy")
+    board.box("logits", 684, 174, (104, 48), "logits\n[B, T, V]")
+    board.join("ids", "embed")
+    board.arrow(board.spot("places", 1), board.spot("embed", 0, 1), y=164)
+    for left, right in (("embed", "attention"), ("attention", "mlp"), ("mlp", "head")):
+        board.arrow((board.spot(left, 1)[0], 80), (board.spot(right, -1)[0], 80))
+    board.arrow(board.spot("head", 0, 1), board.spot("logits", 0, -1))
+    board.write(438, 132, "what each part makes is added to its input", fontsize=SMALL)
+    board.write(438, 176, "logits of column t: the law of the token in column t + 1", fontsize=SMALL)
+
+
 FLOWS: dict[str, tuple[float, Callable[[Board], None], str]] = {
     "reinforce": (
         132,
@@ -137,6 +156,13 @@ FLOWS: dict[str, tuple[float, Callable[[Board], None], str]] = {
         draw_dqn,
         "DQN: the Q network acts and fills a replay memory; random transitions from it and an older copy of the "
         "network, the target network, give the target; the Huber loss trains the Q network.",
+    ),
+    "transformer": (
+        228,
+        draw_transformer,
+        "A causal transformer: tokens and positions are looked up and added; several blocks follow, in each of which "
+        "attention looks back at earlier positions and an MLP works on each position, both added to their input; a "
+        "last norm and the token table once more give the logits of the next token at every position.",
     ),
     "rlhf": (
         366,

@@ -35,6 +35,9 @@ KNOWN = DIFFERENTIATED | {
     "check_gauges check_performance_difference check_whiten check_clip_is_alive",
     "check_optimal_law check_token_rewards check_over_refusal",
     "check_ceilings check_ranking_differences check_bt_loss check_bt_step check_train_bt",
+    "check_outcomes check_score_interval check_paired check_step_down check_evaluation",
+    "check_embed check_attention check_self_attention check_block check_transformer check_cached_step",
+    "check_sampling_law check_sample check_left_padded check_reply_loss",
 }
 NAMES = sorted(" ".join(KNOWN).split())
 BY_HAND = [f"check_{name}" for name in ["chain_values", "asking_range", "two_replies", "three_targets", "coins"]]
@@ -94,6 +97,8 @@ def changed_by(change, function, *, inputs=lambda x: x):
     """The function, with a change made to each tensor or number that it is given and that it returns."""
 
     def every(alter, x):
+        if isinstance(x, dict):
+            return {key: every(alter, part) for key, part in x.items()}
         if isinstance(x, tuple | list):
             return type(x)(every(alter, part) for part in x)
         return alter(x)
@@ -112,7 +117,7 @@ def array(x):
 def whole(x):
     """Whole numbers as integers."""
     if isinstance(x, torch.Tensor):
-        return x.long() if x.isfinite().all() and (x == x.round()).all() else x
+        return x.long() if not x.is_floating_point() or (x.isfinite().all() and (x == x.round()).all()) else x
     return int(x) if isinstance(x, float) and x.is_integer() else x
 
 

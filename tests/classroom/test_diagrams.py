@@ -14,7 +14,7 @@ SMALLEST = 8.0  # points
 NAMES = {
     "pipeline": [None, "base", "sft", "feedback", "reward model", "ppo"],
     "backup": ["v", "q", "v*", "q*", "td", "sarsa", "expected sarsa", "q-learning", "monte carlo"],
-    "data_flow": ["reinforce", "actor-critic", "ppo", "dqn", "rlhf"],
+    "data_flow": ["reinforce", "actor-critic", "ppo", "dqn", "rlhf", "transformer"],
 }
 DRAWINGS = {f"{what} {name}": (what, [name]) for what, names in NAMES.items() for name in names}
 DRAWINGS |= {"agent_environment": ("agent_environment", []), "batch_layout": ("batch_layout", [])}
@@ -166,3 +166,37 @@ def test_drawn_as_an_image_in_a_notebook():
     width = int.from_bytes(png[16:20], "big")
     plt.close(figure)
     assert 745 <= width <= 750
+
+
+# -- rows of tokens ----------------------------------------------------------------------------------------------
+ROWS = {"row 0": ["pad", "When", "?", "At", "nine", "end"], "row 1": ["Where", "is", "it", "Here", "end", "pad"]}
+PADDING = [[True, False, False, False, False, False], [False] * 5 + [True]]
+
+
+def test_token_cells_say_what_they_are_given_and_are_pale_at_padding(monkeypatch):
+    shown = []
+    monkeypatch.setattr(plots, "show", lambda alt, figure: shown.append((alt, figure)))
+    diagrams.token_cells(ROWS, 3, PADDING, "two rows of six tokens")
+    [(alt, figure)] = shown
+    figure.canvas.draw()
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert alt == "two rows of six tokens"
+    assert texts == ["prompt", "reply", "row 0", *ROWS["row 0"], "row 1", *ROWS["row 1"]]
+    faces = [patch.get_facecolor() for patch in figure.axes[0].patches]
+    colours = [faces[0], faces[1], faces[3]]  # padding, prompt, reply
+    kinds = [[0, 1, 1, 2, 2, 2], [1, 1, 1, 2, 2, 0]]
+    assert faces == [colours[kind] for row in kinds for kind in row]
+    assert len(set(colours)) == 3
+    words = {word for cells in ROWS.values() for word in cells}
+    written = [text for text in figure.axes[0].texts if text.get_text() in words]
+    for patch, text in zip(figure.axes[0].patches, written, strict=True):
+        box, extent = patch.get_window_extent(), text.get_window_extent()
+        assert box.x0 <= extent.x0
+        assert extent.x1 <= box.x1
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("rows", [{"a": ["x"], "b": ["x", "y"]}, {"a": ["x"] * 18}, {}])
+def test_token_cells_refuse_what_cannot_be_drawn(rows):
+    with pytest.raises(ValueError, match="expected as many in each row, at most 17"):
+        diagrams.token_cells(rows, 1, [[False] * len(cells) for cells in rows.values()], "alt")

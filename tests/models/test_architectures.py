@@ -77,6 +77,14 @@ DECODERS = {
     "glm": ("glm", {"head_dim": 8}),
     "deepseek_v3": ("deepseek_v3", EXPERTS | LATENT),
 }
+# Every other type of the tested transformers version of which a small model can be made from SIZES alone, and that is
+# accepted: for these the one claim is tested that the house makes of all, that what is sampled is what is scored.
+ALSO_ACCEPTED = """
+    apertus arcee aria_text beam bitnet cohere2 cohere2_moe diffllama doge ernie4_5 exaone4 flex_olmo flint fuyu
+    gemma4_unified_text glm4 gpt-sw3 gpt_neox_japanese gpt_oss granite_swa granitemoe granitemoe_swa granitemoeshared
+    hrm_text hyperclovax internlm3 iquestcoder jais2 jetmoe minimax_m3_vl_text ministral3 moshi nanochat nemotron olmo3
+    phimoe seed_oss vaultgemma
+"""
 OTHERS = {
     "openai-gpt": ("no key-value cache", {}),
     "mamba": ("recurrent or hybrid", STATE),
@@ -179,13 +187,30 @@ def test_a_plain_decoder_works_in_every_stage(name, tiny_gpt2, tmp_path, monkeyp
         rollout = sample_responses(lm, PROMPTS, **options)
         mask = rollout.batch.mask
         values = head(forward(lm, rollout.batch).hidden)[:, :-1].detach()
+        cool = sample_responses(
+            lm, PROMPTS[:4], max_new_tokens=8, temperature=0.7, generator=torch.Generator().manual_seed(1)
+        )
+        cool_error = (response_log_probs(lm, cool.batch, 0.7) - cool.log_probs).abs().max()
         return {
             "rows do not end at different steps": len(set(rollout.batch.response_lengths.tolist())) < 3,
             "sampled is not scored": (response_log_probs(lm, rollout.batch) - rollout.log_probs).abs().max() > 1e-4,
+            "sampled is not scored at temperature 0.7": cool_error > 1e-4,
             "sampled values are not scored ones": (values - rollout.values[:, :-1])[mask].abs().max() > 1e-4,
         }
 
     assert faults(imitation, reward_model, sampling) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ALSO_ACCEPTED.split())
+def test_what_a_further_decoder_samples_is_what_it_scores(kind, tiny_gpt2):
+    lm = wrapped(kind, {}, tiny_gpt2.tokenizer)
+    for temperature in (1.0, 0.7):
+        options = {"max_new_tokens": 10, "temperature": temperature, "generator": torch.Generator().manual_seed(0)}
+        rollout = sample_responses(lm, PROMPTS[:6], **options)
+        assert rollout.log_probs.std() > 0.02  # tokens are not all as likely; Cohere scales its logits down
+        scored = response_log_probs(lm, rollout.batch, temperature)
+        torch.testing.assert_close(scored, rollout.log_probs, rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow
