@@ -17,6 +17,7 @@
 | `next_token` | temperature and top-p | law of the next token as scored and as sampled; share of kind stories |
 | `next_labels` | wins of each of two replies | posterior of their difference; width after further labels |
 | `circle` | how often each of three pairs is asked | scores and probabilities where tastes run in a circle |
+| `power` | comparisons, ties, size of the difference | how often an interval of the win rate finds it |
 
 A sentence under each figure says its numbers, so the text of a chapter has only to say what to try. A dial takes the
 values of a list: `explore.clip().plan.dials`. Without a browser:
@@ -28,11 +29,13 @@ values of a list: `explore.clip().plan.dials`. Without a browser:
 
 A notebook stores one line of text for the first cell, the same in every run, and the picture of the second. All worlds
 are enumerated or solved: no number is an estimate. How scenes are drawn and dragged is in `explorables.draggable`, the
-worlds are in `explorables.control`, `explorables.feedback`, `explorables.laws` and `explorables.next_token`.
+worlds are in `explorables.control`, `explorables.evaluation`, `explorables.feedback`, `explorables.laws` and
+`explorables.next_token`.
 """
 
 from rlhf_lab.classroom.explorables.control import CLIP, DISCOUNT, GAE_LAMBDA
 from rlhf_lab.classroom.explorables.draggable import Explorable, still
+from rlhf_lab.classroom.explorables.evaluation import POWER
 from rlhf_lab.classroom.explorables.feedback import AGREEMENT, NEXT_LABELS, TASTES
 from rlhf_lab.classroom.explorables.laws import BEST_OF_N, LEASH, SAMPLING_LAW
 from rlhf_lab.classroom.explorables.next_token import NEXT_TOKEN
@@ -136,3 +139,13 @@ def next_token() -> Explorable:
 def next_token_still() -> None:
     """`next_token` at temperature 0.5, at top-p 0.8 and at top-p 0.5."""
     still(NEXT_TOKEN)
+
+
+def power() -> Explorable:
+    """Number, ties and size of the difference in a blind comparison. Chapter 11."""
+    return Explorable(POWER)
+
+
+def power_still() -> None:
+    """`power` of 50 and 200 comparisons, the latter with two shares of ties."""
+    still(POWER)

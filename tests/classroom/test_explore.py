@@ -5,19 +5,23 @@ import json
 from math import comb, exp, log
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from scipy.integrate import quad
 from scipy.optimize import brentq
 from scipy.special import expit
+from scipy.stats import multinomial
 
 from rlhf_lab.classroom import explore, plots
-from rlhf_lab.classroom.explorables import control, feedback, laws, next_token
+from rlhf_lab.classroom.explorables import control, evaluation, feedback, laws, next_token
 from rlhf_lab.classroom.explorables.draggable import Axis, Dial, Explorable, Line, Panel, Plan, Scene, draw, still
 from rlhf_lab.experience.invariants.sampled_law import Alternative
 from rlhf_lab.feedback.aggregation import consensus
 from rlhf_lab.maths.agreement import cohen_kappa, percent_agreement
+from rlhf_lab.maths.intervals import win_rate
+from rlhf_lab.maths.power import detectable_win_rate
 from rlhf_lab.maths.preferences import bradley_terry_loss
 from rlhf_lab.models.language_model import load_language_model
 from rlhf_lab.models.tokens import encode_prompts
@@ -34,6 +38,7 @@ NAMES = [
     "next_labels",
     "circle",
     "next_token",
+    "power",
 ]
 
 
@@ -310,6 +315,37 @@ def test_the_next_token_has_the_logits_of_the_shipped_model():
         likeliest = lm.model(torch.tensor([before])).logits[0, -1].topk(len(next_token.TOKENS))
     assert tuple(lm.tokenizer.batch_decode(likeliest.indices[:, None])) == next_token.TOKENS
     assert (likeliest.values - likeliest.values[0]).tolist() == pytest.approx(next_token.LOGITS, abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("count", "ties", "decided"), [(10, 0.0, 0.5), (40, 0.2, 0.6), (100, 0.5, 0.7), (20, 0.8, 0.9)]
+)
+def test_power_adds_up_all_counts_with_the_intervals_of_the_library(count, ties, decided):
+    law = np.array([(1 - ties) * decided, ties, (1 - ties) * (1 - decided)])
+    expected = {"above 0.5": 0.0, "below 0.5": 0.0, "INCONCLUSIVE": 0.0}
+    for tied in range(count + 1):
+        for wins in range(count - tied + 1):
+            counts = (wins, tied, count - wins - tied)
+            expected[win_rate(*counts).verdict] += multinomial.pmf(counts, count, law)
+    assert evaluation.found_by(count, ties, decided) == pytest.approx(
+        (expected["above 0.5"], expected["below 0.5"]), abs=1e-9
+    )
+
+
+@pytest.mark.parametrize(("count", "ties"), [(50, 0.0), (100, 0.2), (400, 0.5)])
+def test_the_ring_is_near_what_the_formula_detects(count, ties):
+    """The formula is by the normal law; exact counts jump, by one comparison or so."""
+    least = evaluation.needed_share(count, ties)
+    assert ties / 2 + (1 - ties) * least == pytest.approx(detectable_win_rate(count, ties), abs=1 / count)
+    assert evaluation.found_by(count, ties, least)[0] == pytest.approx(0.8, abs=1e-6)
+
+
+def test_without_a_difference_power_is_the_false_alarm():
+    scene = evaluation.power_scene(100, 0.5, 0.2)
+    above, below = evaluation.found_by(100, 0.2, 0.5)
+    assert above == pytest.approx(below, abs=1e-12)
+    assert 0.04 < above + below < 0.06
+    assert f"one half in {100 * (above + below):.1f} %" in scene.says
 
 
 # ---- scenes --------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ NAMES = [
     "next_labels",
     "circle",
     "next_token",
+    "power",
 ]
 HOSTILE = """
 from rlhf_lab.classroom.explorables.draggable import Axis, Dial, Explorable, Panel, Plan, Scene, Text
