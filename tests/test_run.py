@@ -194,7 +194,8 @@ def test_the_second_call_installs_nothing(empty):
 
 def test_what_installs_more_later_is_said(empty, capsys):
     empty.ensure_environment(None)
-    assert "takes no time (the first use of `test`, `notebooks`, `bench`, `real` installs a little more)." in said(capsys)
+    later = "`test`, `notebooks`, `bench`, `real`"
+    assert f"takes no time (the first use of {later} installs a little more)." in said(capsys)
     empty.ensure_environment("test")
     assert "(the first use of `bench`, `real` installs" in said(capsys)
     empty.ensure_environment("bench")
