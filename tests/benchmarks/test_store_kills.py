@@ -38,4 +38,4 @@ def test_what_is_lost_would_be_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(store.Store, "add", forgetful)
     _, lost, gaps = store.killed(tmp_path, 400, seed=0)
     assert lost > 0
-    assert gaps == store.WRITERS
+    assert 1 <= gaps <= store.WRITERS  # on a busy machine a writer may be killed before its second event is there
