@@ -305,16 +305,11 @@ def column(form: str, rule: str, labels: int, name: str = "accuracy") -> list[fl
     return [float(row[name]) for row in sorted(mine, key=lambda row: int(row["seed"]))]
 
 
-def detectable(difference: Interval, spread: float) -> float:
-    """Minimum detectable effect of a paired difference, at 80 % power."""
-    return detectable_difference(spread, difference.count)
-
-
 def against(form: str, rule: str, labels: int, name: str = "accuracy") -> tuple[Interval, float]:
     """Paired difference to rankings of drawn prompts, and what could be detected."""
     mine, drawn = column(form, rule, labels, name), column("rank", "random", labels, name)
     difference = paired_difference(mine, drawn)
-    return difference, detectable(difference, float(np.std(np.subtract(mine, drawn), ddof=1)))
+    return difference, detectable_difference(float(np.std(np.subtract(mine, drawn), ddof=1)), len(mine))
 
 
 def print_results(events: Path | None = None) -> None:

@@ -7,12 +7,11 @@
 Question: how much of the way from the SFT model to PPO on the true reward do 20, 60 and 200 usable rankings of four go,
 and does it ever make the model worse?
 
-The plan, written down before the first row: seeds 0 to 19. The recipe
-(features, grid of ridges, 9 iterations, leash of 0.2 log-odds a nat) was chosen on seeds 100 to 103 and looks at
-judgements alone. A seed is a replicate: its own demonstrations, SFT model, prompts, replies, simulated careful rater,
-PPO run and held-out questions; the base model is the shipped one. The oracle is PPO with its defaults on the true
-reward, standardised on the same replies, with the same prompts; `late` is the gain of its score in the last fifth of
-the iterations over the fifth before, near 0 on a plateau.
+The plan, written down before the first row: seeds 0 to 19. The recipe (features, grid of ridges, 9 iterations, leash of
+0.2 log-odds a nat) was chosen on seeds 100 to 103 and looks at judgements alone. A seed is a replicate: its own
+demonstrations, SFT model, prompts, replies, simulated careful rater, PPO run and held-out questions; the base model is
+the shipped one. The oracle is PPO with its defaults on the true reward, standardised on the same replies, with the same
+prompts; `late` is the gain of its score in the last fifth of the iterations over the fifth before, near 0 on a plateau.
 
     ratio = mean over seeds of (RLHF - SFT) / mean over seeds of (oracle - SFT),    seeds resampled jointly
 
@@ -180,13 +179,7 @@ def arm(labels: str) -> Arm:
     """So many labels, or the truth."""
     settings = {"setting": FULL, "labels": labels}
     short = {ORACLE: ORACLE, CHOSEN: "12 bald"}.get(labels, "20")
-    return Arm(
-        {"labels": labels},
-        settings,
-        SEEDS,
-        lambda seed: run(labels, seed),
-        lambda: probe(short),
-    )
+    return Arm({"labels": labels}, settings, SEEDS, lambda seed: run(labels, seed), lambda: probe(short))
 
 
 def arms() -> list[Arm]:

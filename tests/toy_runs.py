@@ -2,9 +2,10 @@
 
 from rlhf_lab.classroom.metrics import write_metrics
 from rlhf_lab.classroom.summary import Contrast, RunCard, RunSummary
-from rlhf_lab.evaluation.changes import document_perplexity, paired_changes
+from rlhf_lab.evaluation.changes import paired_changes
 from rlhf_lab.evaluation.evidence import Documents, Evidence, write_documents, write_replies
 from rlhf_lab.evaluation.policies import ModelReport
+from rlhf_lab.evaluation.text import document_perplexity
 from rlhf_lab.maths.intervals import mean_interval
 from rlhf_lab.records import as_conversation
 from rlhf_lab.training.folders import RunFolder

@@ -22,11 +22,11 @@ from rlhf_lab.demo.first_words import opening
 from rlhf_lab.demo.output import check_inputs, open_output, taken_back_if_it_fails
 from rlhf_lab.demo.settings import sft_steps
 from rlhf_lab.demo.task import DemoConfig, Task, file_task, town_task
-from rlhf_lab.evaluation.changes import document_perplexity, paired_changes
+from rlhf_lab.evaluation.changes import paired_changes
 from rlhf_lab.evaluation.evidence import Documents, Evidence, collect_evidence, write_documents, write_replies
 from rlhf_lab.evaluation.policies import ModelReport, evaluate_model, true_rewards
 from rlhf_lab.evaluation.reward_models import RewardModelReport, reward_model_report
-from rlhf_lab.evaluation.text import document_nll, reply_nll
+from rlhf_lab.evaluation.text import document_nll, document_perplexity, reply_nll
 from rlhf_lab.experience.collect import rank_replies
 from rlhf_lab.experience.rollouts import sample_responses
 from rlhf_lab.feedback.events import read_records, write_events

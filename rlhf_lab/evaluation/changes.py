@@ -14,6 +14,7 @@ import numpy as np
 from scipy.special import ndtr
 
 from rlhf_lab.evaluation.evidence import OF_REPLIES, Evidence
+from rlhf_lab.evaluation.text import exponential
 from rlhf_lab.maths.intervals import Interval, Ratio, paired_difference, ratio_of_means_bootstrap
 from rlhf_lab.maths.power import holm
 from rlhf_lab.training.configs import require
@@ -167,17 +168,6 @@ def perplexity_change(evidence: Evidence, kind: str, after: str, before: str) ->
     ratio = exponential(ratio_of_means_bootstrap(new - old, tokens, resamples=2000))
     was, now = (math.exp(nats.sum() / tokens.sum()) for nats in (old, new))
     return Change(kind, "", was, now, ratio, True, int((new != old).sum()))
-
-
-def document_perplexity(nats: Sequence[float], tokens: Sequence[int]) -> Interval:
-    """What `text.perplexity` says, from likelihoods that are known already."""
-    return exponential(ratio_of_means_bootstrap(np.array(nats), np.array(tokens), resamples=1000))
-
-
-def exponential(nats: Interval) -> Ratio:
-    """exp of an interval of nats per token: a perplexity, or a ratio of two."""
-    mean, low, high = (math.exp(x) if x < 700 else math.inf for x in (nats.mean, nats.low, nats.high))
-    return Ratio(mean, low, high, nats.count)
 
 
 def unpaired_change(quantity: str, after: Interval, before: Interval, skill: str = "") -> Change:

@@ -109,12 +109,18 @@ def perplexity(lm: LanguageModel, texts: Sequence[str], micro_batch: int = 16) -
 
     Source: Jurafsky and Martin, Speech and Language Processing, chapter on n-gram models. Chapter 07.
     """
-    nats = ratio_of_means_bootstrap(*document_nll(lm, texts, micro_batch), resamples=1000)
-    return Ratio(math.exp(nats.mean), math.exp(nats.low), _exp(nats.high), nats.count)
+    return document_perplexity(*document_nll(lm, texts, micro_batch))
 
 
-def _exp(x: float) -> float:
-    return math.exp(x) if x < 700 else math.inf
+def document_perplexity(nats: Sequence[float] | np.ndarray, tokens: Sequence[int] | np.ndarray) -> Ratio:
+    """What `perplexity` says, from likelihoods [N] that are known already, and the tokens [N] that they are over."""
+    return exponential(ratio_of_means_bootstrap(np.asarray(nats), np.asarray(tokens), resamples=1000))
+
+
+def exponential(nats: Interval) -> Ratio:
+    """exp of an interval of nats per token: a perplexity, or a ratio of two."""
+    mean, low, high = (math.exp(x) if x < 700 else math.inf for x in (nats.mean, nats.low, nats.high))
+    return Ratio(mean, low, high, nats.count)
 
 
 def bleu(replies: Sequence[str], references: Sequence[str], tokenize: str = "zh") -> float:

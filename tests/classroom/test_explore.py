@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from explorable_names import NAMES
 from hypothesis import given, settings, strategies as st
 from scipy.integrate import quad
 from scipy.optimize import brentq
@@ -26,20 +27,6 @@ from rlhf_lab.maths.preferences import bradley_terry_loss
 from rlhf_lab.models.language_model import load_language_model
 from rlhf_lab.models.tokens import encode_prompts
 from rlhf_lab.records import Comparison
-
-NAMES = [
-    "clip",
-    "gae_lambda",
-    "discount",
-    "leash",
-    "sampling_law",
-    "best_of_n",
-    "agreement",
-    "next_labels",
-    "circle",
-    "next_token",
-    "power",
-]
 
 
 def plan_of(name):

@@ -9,23 +9,11 @@ import re
 from pathlib import Path
 
 import pytest
+from explorable_names import NAMES
 from lab_pages import PATIENCE, Notebook, browser_page, jupyterlab, wait_for, write_notebook
 
 from rlhf_lab.classroom import explore
 
-NAMES = [
-    "clip",
-    "gae_lambda",
-    "discount",
-    "leash",
-    "sampling_law",
-    "best_of_n",
-    "agreement",
-    "next_labels",
-    "circle",
-    "next_token",
-    "power",
-]
 HOSTILE = """
 from rlhf_lab.classroom.explorables.draggable import Axis, Dial, Explorable, Panel, Plan, Scene, Text
 bad = "<img src='nowhere' onerror='window.hacked = 1'><em>loud</em> $x^2$"

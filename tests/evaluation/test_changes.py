@@ -13,7 +13,6 @@ import torch
 from rlhf_lab.evaluation.changes import (
     GOOD,
     Change,
-    document_perplexity,
     expected_by_chance,
     paired_change,
     paired_changes,
@@ -30,7 +29,7 @@ from rlhf_lab.evaluation.evidence import (
     write_documents,
     write_replies,
 )
-from rlhf_lab.evaluation.text import document_nll, perplexity
+from rlhf_lab.evaluation.text import document_nll, document_perplexity, perplexity
 from rlhf_lab.maths.intervals import Interval, Ratio, mean_interval, paired_difference, proportion_interval
 from rlhf_lab.maths.power import p_value
 from rlhf_lab.records import as_conversation
