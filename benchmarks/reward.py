@@ -10,16 +10,26 @@ Machines are noisy, so what is compared is timed in turn, and medians of ratios 
 """
 
 import argparse
-import importlib.util
 import statistics
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from random import Random
 
 import torch
-from rlhf import WARM_UP, Clock, Pairs, Tape, machine, print_ratios, shipped_model, size_of
 from rows import at_least
+from timing import (
+    WARM_UP,
+    Pairs,
+    against_bare_passes,
+    machine,
+    print_ratios,
+    print_seconds,
+    shipped_model,
+    size_of,
+    timed,
+)
+from trl_steps import MISSING, Taken, against_trl, trl_is_there, trl_steps
 
 from rlhf_lab.models.language_model import LanguageModel
 from rlhf_lab.models.reward_model import RewardModel
@@ -30,7 +40,6 @@ from rlhf_lab.training.randomness import generator_for
 from rlhf_lab.worlds import town
 from rlhf_lab.worlds.town.skills import write_reply
 
-CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")  # an option under its old name and its new one
 STILL = RewardConfig(epochs=1, learning_rate=1e-7, weight_decay=0.0, warmup=0)
 
 
@@ -45,51 +54,12 @@ def rankings(count: int, replies: int = 4) -> list[Ranking]:
     return found
 
 
-def timed(lm: LanguageModel, feedback: list, config: RewardConfig, other: Callable[[RewardModel], object]) -> Pairs:
-    """Train, and after every step run and time `other`; the first steps warm up and are not counted."""
-    pairs, started = Pairs([], []), []
-
-    def evaluate(rm: RewardModel) -> dict:
-        now = Clock.now()
-        if started:  # a whole step lies behind, with all that the recipe does in it
-            pairs.library.append(now - started[-1])
-        before = Clock.now()
-        other(rm)
-        if started:
-            pairs.other.append(Clock.now() - before)
-        started.append(Clock.now())
-        return {}
-
-    train_reward_model(lm, feedback, replace(config, evaluate_every=1), evaluate=evaluate)
-    counted = slice(min(WARM_UP, len(pairs.library) - 1), None)
-    return Pairs(pairs.library[counted], pairs.other[counted])
-
-
-# -- part 1: the bare passes ----------------------------------------------------------------------------------------
-def against_bare_passes(lm: LanguageModel, feedback: list, config: RewardConfig) -> Pairs:
-    """A step of the recipe and its bare passes in turn."""
-    tapes: list[Tape] = []
-
-    def play(rm: RewardModel) -> None:
-        if not tapes:  # before the first step: from now on its passes are written down
-            tapes.append(Tape(rm.model))
-            return
-        if not tapes[0].twins:
-            tapes[0].prepare()
-        tapes[0].play()
-
-    try:
-        return timed(lm, feedback, config, play)
-    finally:
-        for tape in tapes:
-            tape.close()
+def train(lm: LanguageModel, feedback: list, config: RewardConfig, look: Callable) -> object:
+    """Train with a look after every step."""
+    return train_reward_model(lm, feedback, replace(config, evaluate_every=1), evaluate=look)
 
 
 # -- part 2: TRL ----------------------------------------------------------------------------------------------------
-def trl_is_there() -> bool:
-    return all(importlib.util.find_spec(name) for name in ("trl", "datasets"))
-
-
 def trl_rows(feedback: list[Ranking | Comparison]) -> list[dict]:
     """Every pair as a row with a prompt, in messages, as TRL's documentation has them."""
     rows = []
@@ -104,51 +74,23 @@ def trl_rows(feedback: list[Ranking | Comparison]) -> list[dict]:
     return rows
 
 
-def trl_steps(lm: LanguageModel, feedback: list, steps: int, records_per_step: int) -> list[Clock]:
+def trl_reward_steps(lm: LanguageModel, feedback: list, steps: int, records_per_step: int) -> Taken:
     """What each step of TRL's trainer takes on the same model and as many records a step."""
-    from datasets import Dataset
-    from transformers import PrinterCallback, TrainerCallback
-    from trl import RewardConfig as TRLConfig, RewardTrainer
-
-    class Watch(TrainerCallback):
-        def __init__(self):
-            self.taken = []
-
-        def on_step_begin(self, args, state, control, **_):
-            self.started = Clock.now()
-
-        def on_step_end(self, args, state, control, **_):
-            self.taken.append(Clock.now() - self.started)
-
-    rows, watch = trl_rows(feedback), Watch()
-    per_step = records_per_step * len(rows) // len(feedback)
-    rm = RewardModel.from_language_model(lm, torch.Generator().manual_seed(0))
+    rows, rm = trl_rows(feedback), RewardModel.from_language_model(lm, torch.Generator().manual_seed(0))
     rm.model.requires_grad_(True)
-    with tempfile.TemporaryDirectory() as folder:
-        quiet = {"report_to": "none", "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True}
-        plain = {name: False for name in CHECKPOINTING if name in TRLConfig.__dataclass_fields__}
-        args = TRLConfig(
-            output_dir=folder, max_steps=steps, per_device_train_batch_size=per_step, use_cpu=True, bf16=False,
-            learning_rate=STILL.learning_rate, max_length=lm.max_length, **quiet, **plain,
-        )  # fmt: skip
-        trainer = RewardTrainer(
-            model=rm.model, args=args, processing_class=lm.tokenizer, train_dataset=Dataset.from_list(rows),
-            callbacks=[watch],
-        )  # fmt: skip
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    return watch.taken
+    per_step = records_per_step * len(rows) // len(feedback)
+    options = {"learning_rate": STILL.learning_rate, "max_length": lm.max_length, "processing_class": lm.tokenizer}
+    return trl_steps("Reward", rm.model, rows, steps, per_step, **options)
 
 
-def against_trl(lm: LanguageModel, feedback: list, config: RewardConfig, rounds: int, steps: int) -> Pairs:
+def reward_against_trl(lm: LanguageModel, feedback: list, config: RewardConfig, rounds: int, steps: int) -> Pairs:
     """Some steps of the recipe, then as many of TRL's trainer, and again; median steps of each round."""
-    pairs, some = Pairs([], []), feedback[: steps * config.rankings_per_step]
-    for _ in range(rounds):
-        ours = timed(lm, some, config, lambda rm: None).library
-        theirs = trl_steps(lm, some, steps, config.rankings_per_step)[min(WARM_UP, steps - 1) :]
-        for side, clocks in ((pairs.library, ours), (pairs.other, theirs)):
-            side.append(Clock(*(statistics.median(getattr(c, name) for c in clocks) for name in ("wall", "cpu"))))
-    return pairs
+    some = feedback[: steps * config.rankings_per_step]
+    return against_trl(
+        lambda: timed(partial(train, lm, some, config), lambda rm: None)[0].library,
+        lambda: trl_reward_steps(lm, some, steps, config.rankings_per_step),
+        rounds,
+    )
 
 
 # -- what is printed ------------------------------------------------------------------------------------------------
@@ -156,7 +98,7 @@ def report_bare(steps: int, quick: bool) -> None:
     lm, name = shipped_model()
     config = replace(STILL, rankings_per_step=4) if quick else STILL
     feedback = rankings((steps + WARM_UP) * config.rankings_per_step)
-    pairs = against_bare_passes(lm, feedback, config)
+    pairs = against_bare_passes(partial(train, lm, feedback, config))
     judged = prepare_feedback(lm, feedback, config.loss, config.max_new_tokens).judged
     lengths = [len(one.prompt) + len(reply) for one in judged for reply in one.replies]
     print(f"1. One step of the reward model on {name} ({size_of(lm.model):,} parameters), {machine()}")
@@ -164,14 +106,13 @@ def report_bare(steps: int, quick: bool) -> None:
         f"   {config.rankings_per_step} rankings of 4, rows of {statistics.mean(lengths):.1f} tokens with the prompt, "
         f"{config.micro_batch} rankings in a pass; median of {len(pairs.library)} steps"
     )
-    ours, bare = (statistics.median(clock.wall for clock in side) for side in (pairs.library, pairs.other))
-    print(f"   library {ours:.3f} s, bare passes {bare:.3f} s")
+    print_seconds(pairs, "bare passes")
     print_ratios("library / bare passes", pairs, "target: at most 1.25")
 
 
 def report_trl(steps: int, quick: bool) -> None:
     if not trl_is_there():
-        print("2. Against TRL's RewardTrainer: left out, trl and datasets are not installed: pip install '.[bench]'\n")
+        print(f"2. Against TRL's RewardTrainer: {MISSING}")
         return
     import trl
 
@@ -181,9 +122,9 @@ def report_trl(steps: int, quick: bool) -> None:
     compared = [Comparison(r.prompt, r.replies[r.pairs()[0][0]], r.replies[r.pairs()[0][1]]) for r in ranked]
     print(f"2. A step against TRL {trl.__version__}'s RewardTrainer, {machine()}")
     for name, feedback in (("comparisons", compared), ("rankings of 4", ranked)):
-        pairs = against_trl(lm, feedback, config, rounds, steps)
-        ours, theirs = (statistics.median(clock.wall for clock in side) for side in (pairs.library, pairs.other))
-        print(f"   {config.rankings_per_step} {name} a step: library {ours:.3f} s, TRL {theirs:.3f} s")
+        pairs = reward_against_trl(lm, feedback, config, rounds, steps)
+        print(f"   {config.rankings_per_step} {name} a step:")
+        print_seconds(pairs, "TRL")
         print_ratios(f"library / TRL, rounds of {steps} steps", pairs, "target: below 1")
 
 

@@ -2,9 +2,11 @@
 
 import statistics
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import reward as bench
+import timing
 import torch
 
 from rlhf_lab.records import Comparison, as_conversation
@@ -15,14 +17,14 @@ torch.set_num_threads(1)
 def test_the_tape_plays_the_passes_of_each_step(tiny_gpt2, monkeypatch):
     played = []
 
-    class Watched(bench.Tape):
+    class Watched(timing.Tape):
         def play(self):
             played.append(list(self.passes))
             super().play()
 
-    monkeypatch.setattr(bench, "Tape", Watched)
-    feedback = bench.rankings(12)
-    pairs = bench.against_bare_passes(tiny_gpt2, feedback, replace(bench.STILL, rankings_per_step=4, micro_batch=2))
+    monkeypatch.setattr(timing, "Tape", Watched)
+    feedback, config = bench.rankings(12), replace(bench.STILL, rankings_per_step=4, micro_batch=2)
+    pairs = bench.against_bare_passes(partial(bench.train, tiny_gpt2, feedback, config))
     assert len(played) == 3
     assert len(pairs.library) == len(pairs.other) == 1  # the first two warm up
     for passes in played:
@@ -52,6 +54,6 @@ def test_a_quick_run_prints_both_parts(capsys):
 
 @pytest.mark.skipif(not bench.trl_is_there(), reason="trl and datasets are not installed (extra: bench)")
 def test_trl_takes_its_steps(tiny_gpt2):
-    clocks = bench.trl_steps(tiny_gpt2, bench.rankings(8), steps=2, records_per_step=4)
+    clocks = bench.trl_reward_steps(tiny_gpt2, bench.rankings(8), steps=2, records_per_step=4).clocks
     assert len(clocks) == 2
     assert statistics.median(clock.wall for clock in clocks) > 0
