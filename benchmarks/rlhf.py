@@ -29,10 +29,8 @@ from timing import (
     Pairs,
     Tape,
     machine,
-    peak_megabytes,
     print_ratios,
     random_model,
-    reset_peak,
     shipped_model,
     size_of,
     timed,
@@ -47,6 +45,7 @@ from rlhf_lab.models.tokens import Rollout, TokenBatch, encode_prompts, make_bat
 from rlhf_lab.recipes.pretrain import train_tokenizer
 from rlhf_lab.recipes.rlhf import RLHFConfig, RLHFResult, train_rlhf
 from rlhf_lab.training.folders import OutputError, RunFolder
+from rlhf_lab.training.memory import peak_megabytes, reset_peak
 from rlhf_lab.training.randomness import generator_for
 from rlhf_lab.worlds import town
 

@@ -5,17 +5,14 @@ thing is often a step's bare passes: the same forward and backward passes of the
 the optimiser's steps and nothing around them. No recipe with these passes can be faster than ratio 1.
 """
 
-import contextlib
 import copy
 import math
 import os
 import statistics
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import transformers
@@ -60,25 +57,6 @@ def machine() -> str:
         f"torch {torch.__version__}, transformers {transformers.__version__}, "
         f"{torch.get_num_threads()} thread(s) of {os.cpu_count()} cores, {load}"
     )
-
-
-def reset_peak() -> None:
-    """Forget the peak so far, where the system can (Linux)."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_megabytes() -> float:
-    """Peak of the resident memory of this process, models and libraries included; nan where it is unknown."""
-    with contextlib.suppress(OSError, IndexError):
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) / 1024
-    try:
-        import resource
-    except ImportError:
-        return math.nan
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 1024
 
 
 # -- timing in turn -------------------------------------------------------------------------------------------------

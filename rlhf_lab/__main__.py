@@ -95,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--prompt-tokens", type=int, help="longest prompt in FILE (what the context leaves)")
     demo.add_argument("--reply-tokens", type=int, default=64, help="longest reply; others are cut (64)")
     demo.add_argument("--labels", type=int, default=600, help="rankings to learn from (600; 2500 is the long version)")
+    demo.add_argument("--few", type=int, help="fewer choices take the recipe for few labels (600); 0: never")
     demo.add_argument("--iterations", type=int, help="PPO iterations (60; 20 from 100 million parameters on)")
     demo.add_argument("--prompts", type=int, help="replies in one PPO iteration (96; 32)")
     demo.add_argument("--sft-steps", type=int, help="steps of supervised fine-tuning (100; 3 passes)")
@@ -192,6 +193,7 @@ def _demo(options: argparse.Namespace) -> None:
         sft=sft,
         reward=reward,
         rlhf=rlhf,
+        **({} if options.few is None else {"few": options.few}),
     )
     device = _device(options)
     folder = demo.open_output(options.out, config, options.resume)

@@ -55,7 +55,7 @@ def equal(a, b):
 
 def metrics(out):
     data = json.loads((Path(out) / "metrics.json").read_text())
-    data.pop("seconds")
+    data.pop("seconds"), data.pop("megabytes")
     data.pop("run")  # the card: date and command
     return data
 
@@ -147,7 +147,8 @@ def test_metrics_obey_their_schema_and_know_everything_about_the_town(finished):
     assert data["models"]["sft"]["kl"]["mean"] == 0
     assert data["models"]["rlhf"]["kl"]["mean"] != 0
     assert 0.5 < data["reward_model"]["ceiling"] < 1
-    assert set(data["seconds"]) == {"sft", "feedback", "reward_model", "rlhf", "evaluation"}
+    assert set(data["seconds"]) == {"sft", "feedback", "reward_model", "rlhf", "evaluation"} == set(data["megabytes"])
+    assert all(peak > 100 for peak in data["megabytes"].values())
 
 
 def test_models_load_in_their_layout_and_feedback_says_that_it_is_simulated(finished):
@@ -272,7 +273,7 @@ def test_feedback_on_town_prompts_is_judged_by_the_oracle(tmp_path):
     prompts = [prompt.conversation[-1].content for prompt in town.prompts("train", 40, skills=("ask",))]
     assert run("--feedback", write_feedback(tmp_path / "f.jsonl", prompts), "--out", tmp_path / "out") == 0
     data = metrics(tmp_path / "out")
-    jsonschema.validate(data | {"seconds": {}, "run": None}, METRICS_SCHEMA)
+    jsonschema.validate(data | {"seconds": {}, "megabytes": {}, "run": None}, METRICS_SCHEMA)
     assert data["models"]["rlhf"]["true_reward"]["mean"] <= 3
     assert data["reward_model"]["ceiling"] is None
     assert 0 <= data["reward_model"]["accuracy"] <= 1

@@ -25,7 +25,7 @@ ORDER = [
     ("", ["records"]),
     ("maths", ["tensors", "returns", "kl", "objectives", "preferences", "mdp", "exact", "intervals", "power"]),
     ("maths", ["agreement", "choices", "posterior", "acquisition", "soft", "landscapes"]),
-    ("training", ["printing", "configs", "files", "folders", "history", "randomness", "optimisers", "steps"]),
+    ("training", ["printing", "configs", "files", "folders", "history", "randomness", "optimisers", "steps", "memory"]),
     ("models", ["architectures", "foreign", "language_model", "tokens", "scoring", "reward_model", "ensemble"]),
     ("models", ["public_model", "linear_reward", "policies"]),
     ("feedback", ["lines", "dialogue", "fields", "formats", "fitting", "events", "store", "questions"]),

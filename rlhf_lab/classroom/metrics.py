@@ -59,7 +59,10 @@ CARD = {f.name: TEXT for f in dataclasses.fields(RunCard)} | {"commit": {"type":
 CARD |= {"seed": {"type": "integer"}, "labels": {"type": "integer"}, "prompts": {"type": "integer"}}
 VERSION = 2
 RUN = {
-    "schema": {"const": VERSION, "description": "of this file; 1 had neither this field, names, changes nor run"},
+    "schema": {
+        "const": VERSION,
+        "description": "of this file; 1 lacked schema, names, changes, run, megabytes",
+    },
     "models": {
         "type": "object",
         "description": "by name, in the order in which they were made",
@@ -81,6 +84,11 @@ RUN = {
     "run": _or_null(_object("what one must know to judge the run, and to repeat it", CARD)),
     "config": {"type": "object", "description": "every choice of the run"},
     "seconds": {"type": "object", "description": "stage -> seconds", "additionalProperties": NUMBER},
+    "megabytes": {
+        "type": "object",
+        "description": "stage -> peak memory in MB, of the GPU where it ran on one; null: not known",
+        "additionalProperties": NUMBER_OR_NULL,
+    },
 }
 METRICS_SCHEMA = _object("What a run of python run.py demo measured.", RUN) | {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -93,7 +101,7 @@ METRICS_SCHEMA = _object("What a run of python run.py demo measured.", RUN) | {
     },
 }
 """JSON Schema (draft 2020-12) of metrics.json: schema, models, names, differences, changes, reward_model, opening, run,
-config, seconds.
+config, seconds, megabytes.
 
 Every quantity of a model is an interval `{"mean", "low", "high", "count"}` or null; shares are in [0, 1],
 lengths in tokens, KL in nats per reply. Each field carries its description.
@@ -116,7 +124,7 @@ def metrics_dict(summary: RunSummary) -> dict:
     run = {"schema": VERSION, "models": summary.reports, "names": names}
     run |= {"differences": summary.differences, "changes": changes, "reward_model": numbers}
     run |= {"opening": summary.opening, "run": summary.card}
-    return plain(run | {"config": summary.config, "seconds": summary.seconds})
+    return plain(run | {"config": summary.config, "seconds": summary.seconds, "megabytes": summary.megabytes})
 
 
 def _change(change: Change) -> dict[str, Any]:

@@ -6,6 +6,7 @@ itself and to files that lie beside it, and every text of a model or a person is
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -84,7 +85,7 @@ def page(summary: RunSummary, folder: Path | None = None) -> dict[str, Any]:
         "explorer": reply_explorer(summary),
         "card": _card(summary.card),
         "files": _files(summary.files, folder),
-        "seconds": _seconds(summary.seconds),
+        "stages": _stages(summary),
         "config": json.dumps(plain(summary.config), indent=2, ensure_ascii=False, allow_nan=False),
         "shapes": SHAPES,
         "width": WIDTH,
@@ -218,6 +219,9 @@ def _files(files: Mapping[str, str], folder: Path | None) -> list[tuple[str, str
     ]
 
 
-def _seconds(seconds: Mapping[str, float]) -> list[tuple[str, str]]:
-    together = ("together", sum(seconds.values()))
-    return [(stage, f"{count:.1f}") for stage, count in [*seconds.items(), together]]
+def _stages(summary: RunSummary) -> list[tuple[str, str, str]]:
+    """(stage, seconds, peak memory in MB or ""), and all together."""
+    known = {name: peak for name, peak in summary.megabytes.items() if isfinite(peak)}
+    rows = [(name, seconds, known.get(name)) for name, seconds in summary.seconds.items()]
+    rows.append(("together", sum(summary.seconds.values()), max(known.values(), default=None)))
+    return [(name, f"{seconds:.1f}", "" if peak is None else f"{peak:,.0f}") for name, seconds, peak in rows]

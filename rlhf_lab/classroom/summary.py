@@ -110,7 +110,7 @@ class RunSummary:
     Attributes:
         reports: model -> what is known of it, in the order to be shown.
         config: a dataclass or mapping of every choice of the run.
-        seconds: stage -> seconds.
+        seconds: stage -> seconds. megabytes: stage -> peak memory in MB, where it is known.
         names: model -> what it is called; one that is missing keeps its own name.
         reference: the model to which the KL is measured, "" if not known.
         contrasts: which models are compared; the report opens with the first.
@@ -129,6 +129,7 @@ class RunSummary:
     reports: Mapping[str, ModelReport]
     config: Any
     seconds: Mapping[str, float]
+    megabytes: Mapping[str, float] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
     reference: str = ""
     contrasts: Sequence[Contrast] = ()

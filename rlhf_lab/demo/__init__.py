@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from typing import TypeVar
 
@@ -50,6 +51,7 @@ from rlhf_lab.records import Conversation
 from rlhf_lab.training.files import write_text_atomic
 from rlhf_lab.training.folders import RunFolder, read_mark
 from rlhf_lab.training.history import History, Result
+from rlhf_lab.training.memory import peak_megabytes, reset_peak
 from rlhf_lab.training.printing import printable
 from rlhf_lab.training.randomness import generator_for
 from rlhf_lab.worlds import town
@@ -87,18 +89,21 @@ class Workshop:
     device: str
     precision: torch.dtype
     seconds: dict[str, float] = field(default_factory=dict)
+    megabytes: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str, title: str) -> Iterator[None]:
-        """Say what happens, and how long it took."""
+        """Say what happens, and how long it took and how much memory."""
         print(f"{printable(title)} ...", flush=True)
+        reset_peak(self.device)
         start = time.perf_counter()
         try:
             yield
         except KeyboardInterrupt:  # between two loops, which stop on their own
             raise Interrupted(self._stopped(name)) from None
-        self.seconds[name] = time.perf_counter() - start
-        print(f"  {self.seconds[name]:.0f} s", flush=True)
+        self.seconds[name], self.megabytes[name] = time.perf_counter() - start, peak_megabytes(self.device)
+        memory = f", {self.megabytes[name] / 1000:.1f} GB of memory at most" if isfinite(self.megabytes[name]) else ""
+        print(f"  {self.seconds[name]:.0f} s{memory}", flush=True)
 
     def _stopped(self, name: str) -> str:
         return f"stopped in the stage {name}; add --resume --out {self.folder.path} to go on from here"
@@ -203,7 +208,7 @@ def run_demo(
         reports, rollouts, evidence = evaluate_models({"base": base, "sft": sft, "rlhf": rlhf}, task, rm, config)
     card = run_card(config, len(preferences), len(task.test_prompts), device, precision, command)
     summary = summarise(config, reports, rollouts, evidence, quality, history, shop.seconds)
-    summary = replace(summary, opening=first, card=card)
+    summary = replace(summary, opening=first, card=card, megabytes=shop.megabytes)
     write_results(shop.folder, summary, evidence)
     return summary
 

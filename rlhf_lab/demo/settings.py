@@ -21,6 +21,7 @@ class Scale:
         sft_rate, reward_rate, policy_rate, value_rate: peak learning rates.
         sft_rows: demonstrations in a step. sft_epochs: most passes over the demonstrations; None: as the steps say.
         iterations: of PPO. replies: sampled in each. minibatch: replies in an update. epochs: over each rollout.
+        micro_batch: most rows in one pass; changes memory, not the result.
         validation: share of the prompts on which the reward model stops early.
         source: of the rates.
     """
@@ -36,6 +37,7 @@ class Scale:
     replies: int = 96
     minibatch: int = 48
     epochs: int = 2
+    micro_batch: int = 16
     validation: float = 0.0
     source: str = "chosen on this model"
 
@@ -55,7 +57,7 @@ SCALES = (
     Scale(10_000_000, 1e-4, 1e-4, 1e-4 / 3, 1e-4, source="between those of smaller and of larger models, not tuned"),
     Scale(
         100_000_000, 2e-5, 9e-6, 1e-5, 1e-5, sft_rows=16, sft_epochs=3, iterations=20, replies=32, minibatch=16,
-        epochs=1, validation=0.1, source=FIELD,
+        epochs=1, micro_batch=4, validation=0.1, source=FIELD,
     ),
 )  # fmt: skip
 KL_LIMIT = 0.5  # nats a token in the first iterations: the run above had 2.6, with a policy rate of 1e-5 it had 0.1
@@ -89,11 +91,13 @@ def recipes_for(
         max_new_tokens=reply_tokens,
         learning_rate=rates * scale.sft_rate,
         demonstrations_per_step=scale.sft_rows,
+        micro_batch=scale.micro_batch,
     )
     reward = RewardConfig(
         seed=seed,
         max_new_tokens=reply_tokens,
         learning_rate=rates * scale.reward_rate,
+        micro_batch=scale.micro_batch,
         validation_share=scale.validation,
     )
     rlhf = RLHFConfig(
@@ -102,6 +106,7 @@ def recipes_for(
         iterations=scale.iterations,
         prompts_per_iteration=scale.replies,
         minibatch_rows=scale.minibatch,
+        micro_batch=scale.micro_batch,
         epochs=scale.epochs,
         learning_rate=rates * scale.policy_rate,
         value_learning_rate=rates * scale.value_rate,

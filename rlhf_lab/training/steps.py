@@ -102,6 +102,7 @@ class Checkpoint:
     def mark(self, step: int, history: History) -> None:
         """The state is good as it is now; a copy is kept where a failure could come between two updates."""
         if self.path is not None and self.several_updates:
+            self._good = {}  # the state itself is good now, and two copies would need as much memory again
             self._good = copy.deepcopy(self._state(step, history))
 
     def save_good(self, step: int, history: History) -> int:

@@ -83,6 +83,7 @@ def summary_of(conversations):
         reports=models,
         config=Config(),
         seconds={"sft": 1.5, "rlhf": 2.5},
+        megabytes={"sft": 1234.0, "rlhf": math.nan},
         reward_model=evaluate_reward_model([1.0, 2.0], [0.0, 3.0], agreement=[0.9, 0.5]),
         names=NAMES,
         reference="sft",

@@ -141,6 +141,7 @@ def test_metrics_hold_what_the_issue_asks_for(summary, tmp_path):
     assert metrics["reward_model"]["ceiling"] == pytest.approx(0.7)
     assert metrics["config"] == {"seed": 0, "out": "runs/demo", "kl_target": None, "sizes": [1, 2]}
     assert metrics["seconds"] == {"sft": 1.5, "rlhf": 2.5}
+    assert metrics["megabytes"] == {"sft": 1234.0, "rlhf": None}
     assert metrics["schema"] == 2
     assert metrics["names"] == NAMES
     assert metrics["run"]["commit"] == "0123456789" * 4
@@ -195,7 +196,7 @@ def remove(tree, *path):
 @pytest.mark.parametrize(
     "path",
     [("schema",), ("names",), ("changes", "RLHF - SFT", 0, "good"), ("run", "seed"), ("models", "rlhf", "kl"),
-     ("models", "base", "form", "low"), ("seconds",),
+     ("models", "base", "form", "low"), ("seconds",), ("megabytes",),
      ("config",), ("reward_model", "ceiling"), ("models", "sft", "by_skill", "ask", "rude")],
 )  # fmt: skip
 def test_the_schema_misses_nothing(summary, path):
@@ -356,7 +357,7 @@ def test_the_page_says_what_the_run_found(page):
         EXAMPLE_RULE,
         "The raters are simulated.",
         "to repeat it python run.py demo",
-        "sft 1.5 rlhf 2.5 together 4.0",
+        "sft 1.5 1,234 rlhf 2.5 together 4.0 1,234",
         '"kl_target": null',
     ):
         assert words in page.text

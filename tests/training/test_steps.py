@@ -1,14 +1,17 @@
 """The steps of a run: rows, evaluations, stops, and a resumed run that is the run itself."""
 
+import copy
 import dataclasses
 import os
 import signal
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from rlhf_lab.training.files import CheckpointError, load_checkpoint
+from rlhf_lab.training.history import History
 from rlhf_lab.training.optimisers import clipped_step, cosine_rate, make_optimiser, scale_rates
 from rlhf_lab.training.randomness import generator_for
 from rlhf_lab.training.steps import Checkpoint, Steps, bars_off, graceful_interrupt
@@ -226,3 +229,26 @@ def test_bars_can_be_turned_off(monkeypatch, value, off):
     if value is not None:
         monkeypatch.setenv("TQDM_DISABLE", value)
     assert bars_off() == off
+
+
+def test_of_the_last_good_state_there_is_never_more_than_one_copy(tmp_path, monkeypatch):
+    """Two would take twice the memory; a copy that fails leaves the state itself, which is good."""
+    network = torch.nn.Linear(2, 2)
+    optimiser = torch.optim.AdamW(network.parameters())
+    file = Checkpoint(tmp_path / "run.pt", 1, "toy", Config(), {}, network, optimiser, several_updates=True)
+    file.mark(1, History())
+    copies = []
+
+    def watched(state):
+        copies.append(file._good)
+        if len(copies) == 2:
+            raise RuntimeError("no memory")
+        return copy.deepcopy(state)
+
+    monkeypatch.setattr("rlhf_lab.training.steps.copy", SimpleNamespace(deepcopy=watched))
+    file.mark(2, History())
+    with pytest.raises(RuntimeError):
+        file.mark(3, History())
+    assert copies == [{}, {}]
+    assert file.save_good(3, History()) == 3
+    assert load_checkpoint(tmp_path / "run.pt")["step"] == 3
