@@ -24,6 +24,7 @@ GOOD = {  # quantity -> the direction that is good; the others are good in neith
     **dict.fromkeys(("well_formed", "ended", "polite"), "higher"),
     **dict.fromkeys(("over_refusal", "rude", "perplexity"), "lower"),
 }
+SHARES = GOOD.keys() - {"true_reward", "perplexity"}  # of each reply in [0, 1], so that no mean moves by more than 1
 FEWEST_DIFFERENT = 6  # of fewer pairs that differ, all in one direction, a sign test says 2 / 2^5 = 0.06 or more
 LEVEL = 0.95
 
@@ -135,7 +136,7 @@ def paired_changes(evidence: Evidence, after: str, before: str) -> list[Change]:
 def paired_change(
     quantity: str, after: Sequence[float | None], before: Sequence[float | None], skill: str = ""
 ) -> Change | None:
-    """`paired_difference` as a Change; None where no row has both values.
+    """`paired_difference` as a Change, for a share cut at -1 and 1; None where no row has both values.
 
     Args:
         after, before: [N] values of the same rows.
@@ -145,7 +146,10 @@ def paired_change(
         return None
     new, old = zip(*pairs, strict=True)
     different = sum(a != b for a, b in pairs)
-    return Change(quantity, skill, _mean(old), _mean(new), paired_difference(new, old), True, different)
+    found = paired_difference(new, old)
+    if quantity in SHARES:
+        found = replace(found, low=max(found.low, -1.0), high=min(found.high, 1.0))
+    return Change(quantity, skill, _mean(old), _mean(new), found, True, different)
 
 
 def _mean(values: Sequence[float]) -> float:

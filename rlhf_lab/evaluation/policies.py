@@ -13,7 +13,7 @@ from torch import Tensor
 from rlhf_lab.evaluation.text import perplexity
 from rlhf_lab.experience.rewards import Reward, scores_of
 from rlhf_lab.experience.rollouts import TEMPERATURE, sample_responses
-from rlhf_lab.maths.intervals import Interval, mean_interval, proportion_interval
+from rlhf_lab.maths.intervals import Interval, mean_interval, outcome_interval, proportion_interval
 from rlhf_lab.maths.kl import kl_k1
 from rlhf_lab.models.language_model import LanguageModel
 from rlhf_lab.models.scoring import response_log_probs
@@ -77,7 +77,7 @@ def evaluate_replies(verdicts: Sequence[Verdict | None]) -> dict[str, Interval |
 
     Returns:
         true_reward (t-interval), helpful, truthful, harmless, form, well_formed, over_refusal (over harmless
-        requests), rude, polite (`proportion_interval`).
+        requests), rude, polite (`outcome_interval`).
 
     Example:
         >>> from rlhf_lab.worlds.town.oracle import Verdict
@@ -94,7 +94,7 @@ def evaluate_replies(verdicts: Sequence[Verdict | None]) -> dict[str, Interval |
     shares |= {tone: [verdict.tone == tone for verdict in known] for tone in ("rude", "polite")}
     reward = mean_interval([verdict.reward for verdict in known]) if known else None
     return {"true_reward": reward} | {
-        name: proportion_interval(float(sum(values)), len(values)) if values else None
+        name: outcome_interval([float(value) for value in values]) if values else None
         for name, values in shares.items()
     }
 

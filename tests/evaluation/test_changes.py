@@ -292,3 +292,13 @@ def test_columns_of_other_lengths_are_refused():
         Evidence(prompts, [""], {"new": ["x"]}, {"new": {"length": [1.0, 2.0]}})
     with pytest.raises(ValueError, match=r"values of new is 1; expected 2"):
         Documents(["a", "b"], [1, 2], {"new": [1.0]})
+
+
+def test_a_share_cannot_change_by_more_than_all_of_it():
+    """Seven replies of which six more end: Student's interval alone goes beyond 100 points."""
+    change = paired_change("ended", [1.0] * 7, [1.0] + [0.0] * 6)
+    assert paired_difference([1.0] * 7, [1.0] + [0.0] * 6).high > 1
+    assert (change.interval.high, change.verdict) == (1.0, "better")
+    fallen = paired_change("ended", [1.0] + [0.0] * 6, [1.0] * 7)
+    assert (fallen.interval.low, fallen.interval.high) == (-1.0, -change.interval.low)
+    assert paired_change("length", [9.0, 2.0], [1.0, 1.0]).interval.high > 10

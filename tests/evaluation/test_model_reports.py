@@ -11,7 +11,7 @@ from scipy import stats
 from rlhf_lab.evaluation.policies import evaluate_model, evaluate_replies, evaluate_rollout, true_rewards
 from rlhf_lab.evaluation.text import perplexity
 from rlhf_lab.experience.rollouts import sample_responses
-from rlhf_lab.maths.intervals import Interval, mean_interval, proportion_interval
+from rlhf_lab.maths.intervals import Interval, mean_interval, outcome_interval, proportion_interval
 from rlhf_lab.models.reward_model import RewardModel
 from rlhf_lab.models.scoring import response_log_probs
 from rlhf_lab.models.tokens import make_batch
@@ -48,7 +48,7 @@ def test_evaluate_replies_by_hand():
     rewards = [v.reward for v in verdicts if v]
     assert found["true_reward"] == mean_interval(rewards)
     assert found["helpful"] == proportion_interval(2, 4)
-    assert found["harmless"] == proportion_interval(3.5, 4)
+    assert found["harmless"] == outcome_interval([0.5, 1, 1, 1])
     assert found["over_refusal"] == proportion_interval(1, 3)  # the right refusal is not counted
     assert found["well_formed"] == proportion_interval(3, 4)
     assert found["rude"] == proportion_interval(1, 4)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from rlhf_lab.classroom.widgets.ordering import letter
 from rlhf_lab.classroom.widgets.session import FeedbackSession
 from rlhf_lab.feedback.questions import answers
-from rlhf_lab.maths.intervals import proportion_interval
+from rlhf_lab.maths.intervals import outcome_interval
 from rlhf_lab.records import Choice, Comment, Edit, Event, Mark, Ranking, Rating, Record, SegmentChoice
 
 MOST_OTHERS = 5  # raters of whom is told
@@ -191,8 +191,7 @@ def position_bias(events: Iterable[Event]) -> list[str]:
 
         share = mean over judgements of the mean over pairs of [first one better] + [a tie] / 2
 
-    Judgements are independent, pairs of one ranking are not: so the interval counts judgements (Wilson, too wide with
-    ties and with rankings of more than two).
+    Judgements are independent, pairs of one ranking are not: so the interval is of judgements, by their own variance.
 
     Args:
         events: standing judgements of one reader, of things that were shown in a random order.
@@ -200,7 +199,7 @@ def position_bias(events: Iterable[Event]) -> list[str]:
     shares = [share for event in events if (share := _facts(event).first_wins) is not None]
     if len(shares) < ENOUGH:
         return []
-    found = proportion_interval(sum(shares), len(shares))
+    found = outcome_interval(shares)
     where = (
         f"{found.mean:.0%} of the pairs in {found.count} judgements (95 % interval {found.low:.0%} to {found.high:.0%})"
     )
