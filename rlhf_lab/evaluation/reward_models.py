@@ -9,7 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rlhf_lab.maths.intervals import Interval, Share, finite, proportion_interval, ratio_of_means_bootstrap
+from rlhf_lab.maths.intervals import (
+    Interval,
+    Share,
+    finite,
+    outcome_interval,
+    proportion_interval,
+    ratio_of_means_bootstrap,
+)
 from rlhf_lab.maths.preferences import best_possible_accuracy, expected_accuracy, rater_agreement, reliability_bins
 from rlhf_lab.models.ensemble import RewardEnsemble
 from rlhf_lab.models.linear_reward import LinearReward
@@ -102,8 +109,7 @@ def evaluate_reward_model(
         known = names.ndim == 1 and names.dtype.kind in "iuU"
         require(known, "groups", f"{groups!r:.60}", "a whole number or a name for each pair")
         place = np.unique(names, return_inverse=True)[1]
-        of_groups = ratio_of_means_bootstrap(np.bincount(place, agreed), np.bincount(place).astype(float))
-        accuracy = Share(of_groups.mean, of_groups.low, of_groups.high, of_groups.count)
+        accuracy = _share_of_groups(np.bincount(place, agreed), np.bincount(place).astype(float))
     expected = ceiling = agreement_of_two = None
     if agreement is not None:
         p = torch.tensor(finite(agreement, "agreement"))
@@ -112,6 +118,14 @@ def evaluate_reward_model(
     confidence = tuple((1 / (1 + np.exp(-np.abs(difference)))).tolist())
     numbers = (tuple(agreed.tolist()), agreement_of_two, tuple(difference.tolist()))
     return RewardModelReport(accuracy, expected, ceiling, confidence, *numbers)
+
+
+def _share_of_groups(right: np.ndarray, pairs: np.ndarray) -> Interval:
+    """Share of all pairs, from resampled groups; where no resample could differ, or each pair is its own, by score."""
+    if (pairs == 1).all() or right.sum() in (0, pairs.sum()):
+        return outcome_interval(right / pairs)
+    found = ratio_of_means_bootstrap(right, pairs)
+    return Share(found.mean, found.low, found.high, found.count)
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,13 @@ def test_pairs_of_one_ranking_widen_the_interval():
     assert grouped.high - grouped.low > 2 * (alone.high - alone.low)
 
 
+@pytest.mark.parametrize("groups", [range(7), [0, 0, 0, 1, 1, 2, 3]])
+def test_all_right_is_not_certainly_right(groups):
+    report = evaluate_reward_model(np.ones(7), np.zeros(7), groups=list(groups))
+    assert report.accuracy == proportion_interval(len(set(groups)), len(set(groups)))
+    assert report.accuracy.low < 0.65
+
+
 @pytest.mark.parametrize("name", ["rejected_scores", "groups", "agreement"])
 def test_reward_model_report_refuses_other_lengths(name):
     given_ = {"chosen_scores": [1.0, 2.0], "rejected_scores": [0.0, 0.0], name: [0.5]}
