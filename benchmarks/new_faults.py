@@ -27,7 +27,8 @@ from rlhf_lab.maths.tensors import masked_mean, masked_whiten
 from rlhf_lab.models.language_model import LanguageModel, load_language_model
 from rlhf_lab.models.tokens import Rollout
 from rlhf_lab.recipes import rlhf
-from rlhf_lab.recipes.rlhf import OptimiserConfig, RLHFConfig, RLHFResult, train_rlhf
+from rlhf_lab.recipes.rlhf import RLHFConfig, RLHFResult, train_rlhf
+from rlhf_lab.training.optimisers import OptimiserConfig
 from rlhf_lab.training.randomness import generator_for
 
 Patch = tuple[str, str, Callable]  # module, attribute, what stands there instead

@@ -7,8 +7,9 @@ from rlhf_lab.demo.first_words import opening
 from rlhf_lab.demo.settings import SCALES, recipes_for, scale_for, sft_steps
 from rlhf_lab.maths.intervals import Share
 from rlhf_lab.recipes.reward import RewardConfig
-from rlhf_lab.recipes.rlhf import OptimiserConfig, RLHFConfig
+from rlhf_lab.recipes.rlhf import RLHFConfig
 from rlhf_lab.recipes.sft import SFTConfig
+from rlhf_lab.training.optimisers import OptimiserConfig
 
 
 def test_the_shipped_model_keeps_the_defaults_of_the_recipes():

@@ -16,7 +16,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "rlhf_lab"
 
-RECIPES = ("pretrain", "sft", "reward", "rlhf", "reinforce", "ppo", "q_learning", "dqn", "irl", "segment_reward")
+OF_MODELS = ("pretrain", "sft", "reward", "rlhf", "direct", "group", "best_of_n", "distil")
+RECIPES = (*OF_MODELS, "reinforce", "ppo", "q_learning", "dqn", "irl", "segment_reward")
 CHECKS = ("whole_story", "decisions", "planning", "policy_gradient", "values", "advantage", "ppo", "rlhf")
 # The house from bottom to top: its folders, and in each the files. A file may import those before it and no others;
 # the files of a tuple stand side by side and know nothing of each other. An __init__ that is not named here imports
@@ -37,7 +38,7 @@ ORDER = [
     ("worlds", ["envs", "puck", "probe_checks", "token_probes", "probes"]),
     ("experience", ["rollouts", "episodes", "collect", "segments", "scenes"]),
     ("experience.invariants", ["violation", ("replies", "rewards", "losses", "sampled_law"), "__init__"]),
-    ("experience", ["rewards", "updates", "live"]),
+    ("experience", ["rewards", "inputs", "updates", "live"]),
     ("evaluation", ["text", "policies", "reward_models", "reward_biases", "irl", "comparisons", "evidence", "changes"]),
     ("recipes", ["reward_data", "reward_losses", RECIPES, ("reward_ensemble", "few_labels")]),
     ("classroom", ["plots", "drawing", ("flows", "mdp_plots"), "diagrams"]),
@@ -47,7 +48,7 @@ ORDER = [
     ("classroom.widgets", ["bridge", "view", "plain_forms", "plain"]),
     ("classroom.widgets", ["writing", "opinions", "dialogue", "chat", "plain_chat"]),
     ("classroom.checks", ["comparing", "clipped_losses", "dawid_skene", (*CHECKS, "human_feedback", "reward_models")]),
-    ("classroom.checks", ["transformer", ("decoding", "batches", "evaluation")]),
+    ("classroom.checks", ["gpt2", "transformer", "sampling", "judging", ("decoding", "batches", "evaluation")]),
     ("classroom.clinic", ["songs", "parts", "oracles", "faults", "cases"]),
     ("classroom.clinic", [("experience_cases", "update_cases", "scoring_cases"), "watch", "runs", "ward", "charts"]),
     ("classroom.clinic", ["grading", "agent", "agent_checks", "exercises", "__init__"]),

@@ -280,7 +280,8 @@ def _draw_data_flow(name: str) -> tuple[Figure, str]:
     height, draw, alt = FLOWS[name]
     board = Board(height)
     draw(board)
-    key = "round corners: a network    square: data or a number    dashed: a gradient"
+    key = "round corners: a network    square: data or a number"
+    key += "" if name == "transformer" else "    dashed: a gradient"  # the one without a loss
     board.write(20, height - 12, key, ha="left", fontsize=SMALL, color="#666666")
     return board.figure, alt
 

@@ -147,5 +147,5 @@ def power() -> Explorable:
 
 
 def power_still() -> None:
-    """`power` of 50 and 200 comparisons, the latter with two shares of ties."""
+    """`power` of 200 comparisons: two shares won, two shares of ties."""
     still(POWER)

@@ -119,7 +119,7 @@ def draw_transformer(board: Board) -> None:
     board.box("ids", 60, 70, (96, 48), "tokens\n[B, T]")
     board.box("places", 60, 164, (96, 48), "positions\n[B, T]")
     board.box("embed", 186, 70, (112, 64), "embedding\ntoken row +\nposition row", "policy")
-    board.box("attention", 350, 80, (150, 64), "norm, attention\nlooks back at\nearlier positions", "policy")
+    board.box("attention", 350, 80, (150, 64), "norm, attention\nlooks at its own and\nearlier positions", "policy")
     board.box("mlp", 530, 80, (128, 64), "norm, MLP\neach position\nby itself", "policy")
     board.box("head", 684, 70, (112, 64), "norm, head\nthe token\ntable again", "policy")
     board.box("logits", 684, 174, (104, 48), "logits\n[B, T, V]")
@@ -161,7 +161,7 @@ FLOWS: dict[str, tuple[float, Callable[[Board], None], str]] = {
         228,
         draw_transformer,
         "A causal transformer: tokens and positions are looked up and added; several blocks follow, in each of which "
-        "attention looks back at earlier positions and an MLP works on each position, both added to their input; a "
+        "attention looks at its own and earlier positions and an MLP works on each position, both added to their input; a "
         "last norm and the token table once more give the logits of the next token at every position.",
     ),
     "rlhf": (

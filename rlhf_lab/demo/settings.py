@@ -8,8 +8,9 @@ import math
 from dataclasses import dataclass
 
 from rlhf_lab.recipes.reward import RewardConfig
-from rlhf_lab.recipes.rlhf import OptimiserConfig, RLHFConfig
+from rlhf_lab.recipes.rlhf import RLHFConfig
 from rlhf_lab.recipes.sft import SFTConfig
+from rlhf_lab.training.optimisers import OptimiserConfig
 
 
 @dataclass(frozen=True)

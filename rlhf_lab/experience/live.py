@@ -43,6 +43,7 @@ class LiveChecks:
         book: what the bets have won and what was kept to be compared later; a part of the checkpoint.
         clip_epsilon, entropy_coef, gae_lambda: as declared; no gae_lambda: the advantages are not those of GAE.
         kl_limit: nats a token, of an update in the first iterations; None: no limit.
+        leash: of a KL in the loss, which estimate and its coefficient; None: there is none.
         on: False checks nothing but that what was computed is finite, and this limit.
         seconds: what the checks of this process took.
         unchecked: name of a check -> why this run cannot have it.
@@ -60,6 +61,7 @@ class LiveChecks:
     gae_lambda: float | None = None
     kl_limit: float | None = None
     on: bool = True
+    leash: tuple[str, float] | None = None
     seconds: float = 0.0
     unchecked: dict[str, str] = field(default_factory=dict)
     pulled: bool = False
@@ -228,6 +230,19 @@ class LiveChecks:
             if experience.returns is not None:
                 invariants.check_returns(experience.returns, advantages, values, mask, tolerance)
 
+    def groups(self, step: int, experience: Experience, rewards: Tensor) -> None:
+        """Replies of a group are to one prompt, and their advantages sum to 0.
+
+        Args:
+            experience: what the update learns from. rewards: [G, K] of whole replies.
+        """
+        self.experience = experience
+        if self._thorough(step):
+            with self._timed():
+                batch, tolerance = experience.batch, invariants.tolerance_for(torch.float32)
+                prompts = batch.prompt_ids.masked_fill(~batch.prompt_mask, -1)
+                invariants.check_groups(prompts, experience.advantages, batch.mask, rewards, tolerance)
+
     # -- an update ----------------------------------------------------------------------------------------------------
     def look(self, step: int, update: int, part: Experience, rows: Tensor) -> Look | None:
         """For `accumulate_gradient`: what sees the losses of an update; None where there is nothing to check.
@@ -268,6 +283,10 @@ class LiveChecks:
             logits, by_logit = losses.logits / self.temperature, by_logit * self.temperature
             tokens, coef = batch.response_ids, self.entropy_coef
             invariants.check_bonus(by_logit, slope, logits, tokens, mask, count, coef, tolerance)
+            if losses.leash is not None and self.leash is not None and part.ref_log_probs is not None:
+                (pull,) = invariants.derivatives(losses.leash, losses.log_probs)
+                away, weights = now - part.ref_log_probs, mask if part.weights is None else part.weights
+                invariants.check_leash_in_loss(pull * count, away, weights, mask, *self.leash, tolerance)
             if first and losses.values is not None and part.returns is not None:
                 (by_value,) = invariants.derivatives(losses.value, losses.values)
                 invariants.check_value_loss(by_value, losses.values, part.returns, mask, count, tolerance)

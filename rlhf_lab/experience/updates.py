@@ -5,7 +5,7 @@ The same for every on-policy method; a recipe says which advantages it takes and
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -47,6 +47,8 @@ class Experience:
         old_values: reward units, value of the state before each token when the replies were sampled; None without
             a critic.
         returns: targets of the value; None without a critic.
+        ref_log_probs: nats, of the reference, for a leash in the loss; None without one.
+        weights: of each token in that leash, where tokens do not count alike; see `weigh_tokens`.
     """
 
     batch: TokenBatch
@@ -54,18 +56,15 @@ class Experience:
     advantages: Tensor
     old_values: Tensor | None = None
     returns: Tensor | None = None
+    ref_log_probs: Tensor | None = None
+    weights: Tensor | None = None
 
     def select(self, rows: Tensor) -> "Experience":
         """The given rows, trimmed to the longest prompt and reply among them."""
         batch = self.batch.select(rows)
         width = batch.mask.shape[1]
-        return Experience(
-            batch,
-            self.old_log_probs[rows, :width],
-            self.advantages[rows, :width],
-            None if self.old_values is None else self.old_values[rows, :width],
-            None if self.returns is None else self.returns[rows, :width],
-        )
+        tensors = {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return Experience(**vars(self) | {"batch": batch} | {name: x[rows, :width] for name, x in tensors.items()})
 
 
 @torch.no_grad()
@@ -101,6 +100,7 @@ class Losses:
 
     Attributes:
         policy, value: sums over the tokens of the micro-batch over the count of the whole minibatch.
+        leash: the same of a KL to the reference in the loss, times its coefficient; None where it is in the reward.
         log_probs: [B, T] nats. logits: [B, T, V] before the temperature.
         values: [B, T]; None without a critic.
     """
@@ -110,6 +110,7 @@ class Losses:
     log_probs: Tensor
     logits: Tensor
     values: Tensor | None = None
+    leash: Tensor | None = None
 
 
 Look = Callable[[int, Losses, Experience, Tensor], None]  # place of a micro-batch, its losses, itself, tokens of all
@@ -152,6 +153,30 @@ def clipped_losses(
     return Losses(policy_loss, masked_mean(errors, mask, count=count), log_probs, output.logits, values)
 
 
+def weigh_tokens(part: Experience, mean: str, limit: int) -> Experience:
+    """The minibatch with its advantages weighted, so that the sum over its tokens / their number is another mean.
+
+        tokens      sum over all tokens / number of tokens                     every token alike
+        replies     mean over replies of the mean over their tokens            a token of a long reply counts less
+        limit       sum over all tokens / (replies * limit)                    as replies would with the longest length
+
+    The surrogate min(ratio A, clip(ratio) A) is linear in a positive factor of A, so weights on A are weights on it.
+
+    Args:
+        mean: "tokens", "replies" or "limit".
+        limit: most tokens of a reply.
+
+    Source: the mean over replies is that of Shao et al. 2024 (GRPO), over tokens that of Yu et al. 2025 (DAPO), over
+    a constant that of Liu et al. 2025 (Dr. GRPO). Chapter 15.
+    """
+    mask = part.batch.mask
+    if mean == "tokens":
+        return part
+    by = mask.sum(1, keepdim=True) if mean == "replies" else torch.full((len(mask), 1), limit, device=mask.device)
+    weights = mask.sum() / (len(mask) * by) * mask
+    return replace(part, advantages=part.advantages * weights, weights=weights)
+
+
 def accumulate_gradient(
     losses: Callable[[Experience, Tensor], Losses],
     part: Experience,
@@ -183,7 +208,7 @@ def accumulate_gradient(
         some = losses(few, count)
         if look is not None and place < 2:
             look(place, some, few, count)
-        (some.policy + value_coef * some.value).backward()
+        (some.policy + value_coef * some.value + (0.0 if some.leash is None else some.leash)).backward()
         new[rows, : some.log_probs.shape[1]] = some.log_probs.detach()
         sums += torch.stack([some.policy.detach(), some.value.detach()])
     if not sums.isfinite().all():

@@ -258,3 +258,16 @@ class Rollout:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def select(self, rows: Tensor) -> "Rollout":
+        """The given rows, trimmed to the longest prompt and reply among them; without the logits."""
+        batch, places = self.batch.select(rows), rows.tolist()
+        width = batch.mask.shape[1]
+        return Rollout(
+            tuple(self.conversations[row] for row in places),
+            tuple(self.texts[row] for row in places),
+            batch,
+            self.log_probs[rows, :width],
+            None if self.values is None else self.values[rows, : width + 1],
+            self.ended[rows],
+        )

@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from rlhf_lab.experience.inputs import Sampling, checked_inputs
 from rlhf_lab.experience.live import LiveChecks
 from rlhf_lab.experience.rewards import (
     Reward,
@@ -43,61 +44,18 @@ from rlhf_lab.maths.returns import gae
 from rlhf_lab.maths.tensors import masked_whiten
 from rlhf_lab.models.architectures import state_width
 from rlhf_lab.models.ensemble import reward_model_of
-from rlhf_lab.models.language_model import LanguageModel, check_same_tokens
+from rlhf_lab.models.language_model import LanguageModel
 from rlhf_lab.models.reward_model import RewardModel
 from rlhf_lab.models.scoring import ValueHead, response_log_probs
-from rlhf_lab.models.tokens import Rollout, encode_prompts, readable
-from rlhf_lab.records import Conversation, PromptLike, as_conversation
+from rlhf_lab.models.tokens import Rollout, readable
+from rlhf_lab.records import PromptLike
 from rlhf_lab.training.configs import above_zero, at_least_one, flags, from_zero, require, shares, whole
 from rlhf_lab.training.history import Result, mean_rows
-from rlhf_lab.training.optimisers import clipped_step, linear, scale_rates
+from rlhf_lab.training.optimisers import OptimiserConfig, clipped_step, scale_rates
 from rlhf_lab.training.randomness import generator_for, minibatches
 from rlhf_lab.training.steps import Checkpoint, Steps
 
 VALUES = ("reward_model", "policy_head")
-SCORE_TEXTS = (
-    "give a function that scores texts: lambda rollout: reward_model.score(rollout.conversations, rollout.texts)"
-)
-
-
-class Sampling(TypedDict):
-    """How replies are drawn: what `sample_responses` and its like take."""
-
-    temperature: float
-    max_new_tokens: int
-
-
-@dataclass(frozen=True)
-class OptimiserConfig:
-    """AdamW and its schedule, for policy and value alike.
-
-    Attributes:
-        adam_epsilon: > 0. 1e-5 as in the PPO code bases; torch's 1e-8 takes larger first steps.
-        max_grad_norm: > 0; gradients of policy and of value model are clipped to this norm, each apart.
-        warmup_iterations: the learning rate rises linearly over these first iterations.
-        final_fraction: in [0, 1]; share of the rate left at the last iteration, a linear fall; 1 is constant.
-        kl_limit: nats per token, > 0; an update in the first three iterations after which the approximate KL to the
-            policy that sampled is higher stops the run, with the remedy. None: no limit.
-    """
-
-    adam_epsilon: float = 1e-5
-    max_grad_norm: float = 1.0
-    warmup_iterations: int = 0
-    final_fraction: float = 0.1
-    kl_limit: float | None = None
-
-    def __post_init__(self) -> None:
-        above_zero(self, "adam_epsilon")
-        above_zero(self, "max_grad_norm", or_infinite=True)
-        whole(self, "warmup_iterations", least=0)
-        shares(self, "final_fraction")
-        if self.kl_limit is not None:
-            above_zero(self, "kl_limit")
-
-    def factor(self, step: int, steps: int) -> float:
-        """Factor of the peak rates: linear warm-up, times a linear fall to final_fraction at the last step."""
-        warmup = min(1.0, (step + 1) / (self.warmup_iterations + 1))
-        return warmup * linear(1.0, self.final_fraction, step / max(1, steps - 1))
 
 
 @dataclass(frozen=True)
@@ -261,13 +219,13 @@ def train_rlhf(
     Schulman et al. 2017, Proximal policy optimization algorithms. Chapter 10.
     """
     config = config or RLHFConfig()
-    conversations, prompt_rows, texts = checked_inputs(policy, prompts, reward, config, lm_texts)
-    check_models(policy, reward, reference, value_init)
+    models = {"reference": reference, "value_init": value_init}
+    conversations, prompt_rows = checked_inputs(policy, prompts, reward, config.max_new_tokens, **models)
+    texts = checked_texts(policy, lm_texts, config.lm_coef)
     start, policy = policy, policy.copy()
     critic = new_critic(start, reward, value_init, config)
     networks = torch.nn.ModuleDict({"policy": policy.model, "value": critic.network}).requires_grad_(True)
-    optimiser = new_optimiser(networks, config)
-    losses = new_losses(policy, critic, config)
+    optimiser, losses = new_optimiser(networks, config), new_losses(policy, critic, config)
     state, law = new_state(config), (config.temperature, config.micro_batch)
     checks = new_checks(policy, reference or start, state, config)
     sample = new_sampling(policy, critic, checks, config)
@@ -275,7 +233,7 @@ def train_rlhf(
     file = Checkpoint(
         checkpoint, checkpoint_every, "rlhf", config, inputs, networks, optimiser, state, several_updates=True
     )
-    look = None if evaluate is None else partial(evaluate, policy)
+    look = evaluate and partial(evaluate, policy)
     with Steps("RLHF", config.iterations, look, config.evaluate_every, file) as steps:
         check_same_reward(reward, state, start.device)
         for step in steps:
@@ -402,28 +360,10 @@ def run_inputs(
     }
 
 
-def check_models(
-    policy: LanguageModel, reward: Reward, reference: LanguageModel | None, value_init: RewardModel | None
-) -> None:
-    """All models read the policy's tokens as it does, or a ValueError names the one that does not."""
-    if (judge := reward_model_of(reward)) is not None:
-        check_same_tokens(policy.tokenizer, judge.tokenizer, "the reward model", SCORE_TEXTS)
-    for name, other in (("reference", reference), ("value_init", value_init)):
-        if other is not None:
-            check_same_tokens(policy.tokenizer, other.tokenizer, name)
-
-
-def checked_inputs(
-    policy: LanguageModel, prompts: Sequence[PromptLike], reward: Reward, config: RLHFConfig, lm_texts: Sequence[str]
-) -> tuple[tuple[Conversation, ...], list[list[int]], list[list[int]]]:
-    """The prompts as conversations and as token rows, and the texts as token rows, or a ValueError that names what is
-    wrong."""
-    some = not isinstance(prompts, str) and len(prompts) > 0
-    require(some, "prompts", prompts, "a non-empty list of conversations")
-    require(callable(reward), "reward", reward, "a RewardModel or a function of a Rollout")
-    require(config.lm_coef == 0 or len(lm_texts) > 0, "lm_texts", lm_texts, "some texts, or lm_coef = 0")
-    rows = [policy.tokenizer(text)["input_ids"][: policy.max_length] for text in readable(lm_texts)]
+def checked_texts(policy: LanguageModel, texts: Sequence[str], lm_coef: float) -> list[list[int]]:
+    """The texts of PPO-ptx as token rows, or a ValueError that names what is wrong."""
+    require(lm_coef == 0 or len(texts) > 0, "lm_texts", texts, "some texts, or lm_coef = 0")
+    rows = [policy.tokenizer(text)["input_ids"][: policy.max_length] for text in readable(texts)]
     for i, row in enumerate(rows):
-        require(len(row) > 1, f"lm_texts[{i}]", lm_texts[i], "a text of at least 2 tokens")
-    conversations = tuple(as_conversation(prompt) for prompt in prompts)
-    return conversations, encode_prompts(policy, conversations, config.max_new_tokens), rows
+        require(len(row) > 1, f"lm_texts[{i}]", texts[i], "a text of at least 2 tokens")
+    return rows

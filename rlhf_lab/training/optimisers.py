@@ -1,8 +1,44 @@
 """Optimisers, learning rates, and a step that never takes a gradient which is not finite."""
 
 import math
+from dataclasses import dataclass
 
 import torch
+
+from rlhf_lab.training.configs import above_zero, shares, whole
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """AdamW and its schedule, for policy and value alike.
+
+    Attributes:
+        adam_epsilon: > 0. 1e-5 as in the PPO code bases; torch's 1e-8 takes larger first steps.
+        max_grad_norm: > 0; gradients of policy and of value model are clipped to this norm, each apart.
+        warmup_iterations: the learning rate rises linearly over these first iterations.
+        final_fraction: in [0, 1]; share of the rate left at the last iteration, a linear fall; 1 is constant.
+        kl_limit: nats per token, > 0; an update in the first three iterations after which the approximate KL to the
+            policy that sampled is higher stops the run, with the remedy. None: no limit.
+    """
+
+    adam_epsilon: float = 1e-5
+    max_grad_norm: float = 1.0
+    warmup_iterations: int = 0
+    final_fraction: float = 0.1
+    kl_limit: float | None = None
+
+    def __post_init__(self) -> None:
+        above_zero(self, "adam_epsilon")
+        above_zero(self, "max_grad_norm", or_infinite=True)
+        whole(self, "warmup_iterations", least=0)
+        shares(self, "final_fraction")
+        if self.kl_limit is not None:
+            above_zero(self, "kl_limit")
+
+    def factor(self, step: int, steps: int) -> float:
+        """Factor of the peak rates: linear warm-up, times a linear fall to final_fraction at the last step."""
+        warmup = min(1.0, (step + 1) / (self.warmup_iterations + 1))
+        return warmup * linear(1.0, self.final_fraction, step / max(1, steps - 1))
 
 
 def make_optimiser(

@@ -10,6 +10,7 @@ import consensus
 import control
 import dialogue
 import dqn
+import evaluation_seeds
 import few_labels
 import gae
 import interval_coverage
@@ -33,6 +34,7 @@ STUDIES = {
     control.PATH: [control.arm(task) for task in control.TASKS],
     dialogue.RESULTS: [dialogue.arm(rung) for rung in dialogue.RUNGS],
     dqn.RESULTS: [dqn.arm(variant) for variant in dqn.VARIANTS],
+    evaluation_seeds.RESULTS: [evaluation_seeds.ARM],
     few_labels.RESULTS: few_labels.arms(),
     gae.RESULTS: [gae.ARM],
     interval_coverage.RESULTS: interval_coverage.arms(),

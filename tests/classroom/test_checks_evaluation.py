@@ -62,7 +62,7 @@ def step_down(p):
     return adjusted
 
 
-def evaluation(after, before, judges, *, paired=paired, points=None, adjusted=step_down):
+def evaluation(after, before, judges, *, paired=paired, points=None, adjusted=step_down, level=0.05):
     points = points or (lambda a, b: (np.sign(a - b) + 1) / 2)
     rows, ps = {}, []
     for name, judge in judges.items():
@@ -71,7 +71,7 @@ def evaluation(after, before, judges, *, paired=paired, points=None, adjusted=st
         rows[name] = [difference, low, high, *score_interval(points(a, b))]
         ps.append(p)
     for row, p in zip(rows.values(), adjusted(np.array(ps)), strict=True):
-        row.append(p <= 0.05)
+        row.append(p <= level)
     return rows
 
 
@@ -97,6 +97,28 @@ def outcomes_in_fractions(judgements, model):
         total[prompt] += Fraction(won + 1, 2)
         number[prompt] += 1
     return [float(total[prompt] / number[prompt]) for prompt in total]
+
+
+def by_prompt(judgements, model):
+    return dict(zip(dict.fromkeys(prompt for prompt, *_ in judgements), outcomes(judgements, model), strict=True))
+
+
+class Column:
+    """Numbers under names, as a column of a table has them."""
+
+    def __init__(self, numbers):
+        self.numbers = numbers
+
+    def __len__(self):
+        return len(self.numbers)
+
+    def __iter__(self):
+        return iter(self.numbers)
+
+
+def rows_as(form):
+    """The evaluation with each row in this form."""
+    return lambda *given: {name: form([float(x) for x in row]) for name, row in evaluation(*given).items()}
 
 
 def interval_by_counts(y):
@@ -152,6 +174,9 @@ def holm_in_torch(p):
 UNUSUAL = {
     "outcomes of the library": (check_outcomes, outcomes_by_library),
     "outcomes in fractions": (check_outcomes, outcomes_in_fractions),
+    "outcomes, values of a dict": (check_outcomes, lambda *x: by_prompt(*x).values()),
+    "outcomes, one by one": (check_outcomes, lambda *x: (one for one in outcomes(*x))),
+    "outcomes, a column": (check_outcomes, lambda *x: Column(outcomes(*x))),
     "interval by counts": (check_score_interval, interval_by_counts),
     "interval by roots": (check_score_interval, interval_by_roots),
     "interval with 1.96": (check_score_interval, partial(score_interval, z=1.96)),
@@ -165,8 +190,13 @@ UNUSUAL = {
     "holm of the library": (check_step_down, holm_of_the_library),
     "holm by maxima": (check_step_down, holm_by_maxima),
     "holm in torch": (check_step_down, holm_in_torch),
+    "holm, values of a dict": (check_step_down, lambda p: dict(enumerate(step_down(p))).values()),
     "evaluation": (check_evaluation, evaluation),
     "evaluation, arrays": (check_evaluation, lambda *x: {k: np.array(v, float) for k, v in evaluation(*x).items()}),
+    "evaluation, tensors": (check_evaluation, rows_as(torch.tensor)),
+    "evaluation, float32": (check_evaluation, rows_as(np.float32)),
+    "evaluation, tuples": (check_evaluation, rows_as(tuple)),
+    "evaluation, one by one": (check_evaluation, rows_as(iter)),
     "evaluation, another order": (check_evaluation, lambda *x: dict(reversed(evaluation(*x).items()))),
     "evaluation, numbers of the library": (
         check_evaluation,
@@ -202,6 +232,18 @@ def test_the_probes_have_the_answers_that_are_promised():
     after, before, _ = probes()["mostly ties"]
     same = np.mean([a == b for a, b in zip(after, before, strict=True)])
     assert 0.4 < same < 0.8
+    stands = {name: [row[6] for row in rows.values()] for name, rows in found.items()}
+    assert stands["two of four stand, one of them a fall"] == [False, True, False, True]
+    assert [row[0] > 0 for row in found["two of four stand, one of them a fall"].values()] == [True, False, True, True]
+    assert stands["two of four stand, and a third nearly"] == [True, False, True, False]
+    assert not any(stands["none of three stands"] + stands["none of four stands, by a hair"])
+
+
+def test_holm_is_not_decided_by_rounding_on_any_probe():
+    """The nearest adjusted p is 0.0504, of the last probe: four digits of it are enough."""
+    for after, before, judges in probes().values():
+        p = [paired(np.array(judge(after)), np.array(judge(before)))[3] for judge in judges.values()]
+        assert min(abs(step_down(np.array(p)) - 0.05)) > 0.0003
 
 
 # ---- mistakes ------------------------------------------------------------------------------------------------
@@ -227,9 +269,9 @@ def normal_interval(d, z=1.959964, ddof=1):
     return np.mean(d), np.mean(d) - z * error, np.mean(d) + z * error, p
 
 
-def unpaired(after, before):
+def unpaired(after, before, lists=2):
     a, b = np.asarray(after), np.asarray(before)
-    return student(a - b, np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / len(a)), 2 * len(a) - 2)
+    return student(a - b, np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / len(a)), lists * (len(a) - 1))
 
 
 def of_quantile(after, before, quantile=0.95):
@@ -244,6 +286,27 @@ def one_sided(after, before):
     return (*ends, p / 2 if 0 < p < 1 else p)
 
 
+def flat(p):
+    """With this p where all differences are equal."""
+    return lambda a, b: (*paired(a, b)[:3], paired(a, b)[3] if np.std(a - b) else p)
+
+
+def of_error(error):
+    return lambda a, b: student(a - b, error(a - b), len(a) - 1)
+
+
+def normal_ends(a, b, z=1.96):
+    return (*normal_interval(a - b, z)[:3], paired(a, b)[3])
+
+
+def normal_p(a, b):
+    return (*paired(a, b)[:3], normal_interval(a - b)[3])
+
+
+def of_n(error_ddof):
+    return of_error(lambda d: np.std(d, ddof=error_ddof) / np.sqrt(len(d)))
+
+
 def wald(y):
     half = 1.96 * np.std(y, ddof=1) / np.sqrt(len(y))
     return np.mean(y), np.mean(y) - half, np.mean(y) + half
@@ -253,6 +316,35 @@ def _without_c(y, z=1.959964):
     n, m = len(y), np.mean(y)
     centre, half = m + z**2 / (2 * n), z * np.sqrt(m * (1 - m) / n + z**2 / (4 * n**2))
     return m, (centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n)
+
+
+def wald_of_two_outcomes(y):
+    m = np.mean(y)
+    half = 1.96 * np.sqrt(m * (1 - m) / len(y))
+    return m, m - half, m + half
+
+
+def middle_of_the_interval(y):
+    _, low, high = score_interval(y)
+    return (low + high) / 2, low, high
+
+
+def by_formula(y, z, root=np.sqrt, divisor=None):
+    """The score interval as section 3 has it, with another root or another divisor."""
+    n, m, c = len(y), np.mean(y), np.sum(y * (1 - y)) / (len(y) + 1)
+    half = z * root(max(m * (1 - m) - c, 0) / n + z**2 * (1 - 4 * c) / (4 * n**2))
+    divisor = divisor or 1 + z**2 / n
+    return m, (m + z**2 / (2 * n) - half) / divisor, (m + z**2 / (2 * n) + half) / divisor
+
+
+def by_quadratic(y, root=np.sqrt):
+    n, m, z = len(y), np.mean(y), 1.96
+    a, b, c = 1 + z**2 / n, -2 * m - z**2 / n, m**2 + z**2 / n * np.sum(y * (1 - y)) / (n + 1)
+    return m, (-b - root(max(b * b - 4 * a * c, 0))) / (2 * a), (-b + root(max(b * b - 4 * a * c, 0))) / (2 * a)
+
+
+def itself(x):
+    return x
 
 
 def stepped(p, factor, running):
@@ -267,9 +359,44 @@ def from_above(x):
     return np.minimum.accumulate(x[::-1])[::-1]
 
 
+def unstepped(p):
+    return stepped(p, lambda m, i: m - i, itself)
+
+
+def benjamini(p):
+    return stepped(p, lambda m, i: m / (i + 1), from_above)
+
+
+def hochberg(p):
+    return stepped(p, lambda m, i: m - i, from_above)
+
+
+def sidak(p):
+    order, back = np.argsort(p), np.empty(len(p))
+    back[order] = np.maximum.accumulate(1 - (1 - p[order]) ** np.arange(len(p), 0, -1))
+    return back
+
+
+def among_as_many_more(p):
+    return step_down(np.concatenate([p, np.ones(len(p))]))[: len(p)]
+
+
 def in_place(p):
     p.sort()
     return np.minimum(np.maximum.accumulate(p * np.arange(len(p), 0, -1)), 1)
+
+
+def without_tied_rows(a, b):
+    return (a > b)[a != b] * 1.0 if (a != b).any() else np.array([0.5])
+
+
+def rising_alone(after, before, judges):
+    return {name: [*row[:6], row[6] and row[0] > 0] for name, row in evaluation(after, before, judges).items()}
+
+
+def rates_in_per_cent(after, before, judges):
+    found = evaluation(after, before, judges)
+    return {name: [*row[:3], *(100 * x for x in row[3:6]), row[6]] for name, row in found.items()}
 
 
 def from_rates(after, before, judges):
@@ -300,8 +427,27 @@ MISTAKES = {
         lambda j, m: [x[-1] for x in rows(j, m, {1: 1, 0: 0.5, -1: 0}).values()],
         "last judgement",
     ),
+    "first": (
+        check_outcomes,
+        lambda j, m: [x[0] for x in rows(j, m, {1: 1, 0: 0.5, -1: 0}).values()],
+        "first judgement of a prompt",
+    ),
+    "median": (
+        check_outcomes,
+        lambda j, m: [np.median(x) for x in rows(j, m, {1: 1, 0: 0.5, -1: 0}).values()],
+        "median of a prompt",
+    ),
     "sorted": (check_outcomes, lambda j, m: outcomes(sorted(j), m), "sorted"),
-    "overall": (check_outcomes, lambda j, m: np.mean(outcomes(j, m)), "shape|asked"),
+    "overall": (check_outcomes, lambda j, m: np.mean(outcomes(j, m)), "mean over the prompts"),
+    "overall, of all judgements": (
+        check_outcomes,
+        lambda j, m: np.mean([(1 + (o if left == m else -o)) / 2 for _, left, _, o in j]),
+        "mean of all judgements",
+    ),
+    "per cent": (check_outcomes, lambda j, m: [100 * x for x in outcomes(j, m)], "per cent: a share is asked"),
+    "a dict": (check_outcomes, by_prompt, "it returned dict; a list, an array or a tensor of numbers is asked"),
+    "a set": (check_outcomes, lambda *x: set(outcomes(*x)), "it returned set; a list, an array or a tensor"),
+    "words": (check_outcomes, lambda *x: str(outcomes(*x)), "it returned str; a list, an array or a tensor"),
     "no return": (check_outcomes, lambda j, m: None if len(j) else 1, "is there a `return`"),
     "wilson": (check_score_interval, _without_c, "variance is that of yes or no"),
     "ties dropped from the rate": (
@@ -316,7 +462,27 @@ MISTAKES = {
         "ties count as losses",
     ),
     "n for n + 1": (check_score_interval, partial(score_interval, dof=0), "divided by n and not by n"),
-    "one-sided z": (check_score_interval, partial(score_interval, z=1.644854), "of one side"),
+    "one-sided z": (check_score_interval, partial(score_interval, z=1.645), "z is 1.645, of one side"),
+    "one-sided z, exact": (check_score_interval, partial(score_interval, z=1.6448536), "z is 1.644854, of one side"),
+    "no root": (check_score_interval, partial(by_formula, z=1.96, root=itself), "the square root is missing"),
+    "no root, exact z": (check_score_interval, partial(by_formula, z=1.959964, root=itself), "the square root is miss"),
+    "no root of a quadratic": (
+        check_score_interval,
+        partial(by_quadratic, root=itself),
+        r"root of b\^2 - 4 a c is miss",
+    ),
+    "undivided": (
+        check_score_interval,
+        partial(by_formula, z=1.96, divisor=1),
+        r"division by 1 \+ z\^2 / n is missing",
+    ),
+    "undivided, exact z": (check_score_interval, partial(by_formula, z=1.959964, divisor=1), "division by 1"),
+    "student": (
+        check_score_interval,
+        lambda y: score_interval(y, z=stats.t.ppf(0.975, len(y) - 1)),
+        "a quantile of Student's t: the score interval",
+    ),
+    "rates in per cent": (check_score_interval, lambda y: [100 * x for x in score_interval(y)], "per cent: a share"),
     "z of 2": (check_score_interval, partial(score_interval, z=2.0), "what is asked"),
     "wald": (check_score_interval, wald, "with n - 1"),
     "wald with n": (
@@ -328,6 +494,9 @@ MISTAKES = {
         ),
         "variance at the estimate|at each mu",
     ),
+    "wald of yes or no": (check_score_interval, wald_of_two_outcomes, "of yes or no, and at the estimate"),
+    "the middle": (check_score_interval, middle_of_the_interval, "the middle of the interval in the place"),
+    "rate of the loser": (check_score_interval, lambda y: score_interval(1 - y), "the rate of the other model"),
     "swapped ends": (check_score_interval, lambda y: np.array(score_interval(y))[[0, 2, 1]], "swapped"),
     "rate in the middle": (
         check_score_interval,
@@ -336,13 +505,27 @@ MISTAKES = {
     ),
     "ends alone": (check_score_interval, lambda y: score_interval(y)[1:], "shape|asked"),
     "unpaired": (check_paired, unpaired, "unpaired"),
-    "before - after": (check_paired, lambda a, b: paired(b, a), "other way round"),
-    "n for n - 1": (
+    "unpaired, one list": (check_paired, partial(unpaired, lists=1), "unpaired.*with n - 1 degrees"),
+    "median of the differences": (
         check_paired,
-        lambda a, b: student(a - b, np.std(a - b) / np.sqrt(len(a)), len(a) - 1),
-        "variance is divided by n",
+        lambda a, b: (np.median(a - b), *paired(a, b)[1:]),
+        "median of the differences",
     ),
-    "normal": (check_paired, lambda a, b: normal_interval(a - b), "Student's t"),
+    "before - after": (check_paired, lambda a, b: paired(b, a), "other way round"),
+    "n for n - 1": (check_paired, of_n(0), "variance is divided by n"),
+    "normal": (check_paired, lambda a, b: normal_interval(a - b, 1.96), "1.96 and the normal law"),
+    "normal, exact": (check_paired, lambda a, b: normal_interval(a - b), "1.959964 and the normal law"),
+    "normal ends": (check_paired, normal_ends, "1.96 in the interval: with n values it is Student's t"),
+    "normal ends, exact": (check_paired, partial(normal_ends, z=1.959964), "1.959964 in the interval"),
+    "normal p": (check_paired, normal_p, "the p-value is that of the normal law: Student's t"),
+    "s / n": (check_paired, of_error(lambda d: np.std(d, ddof=1) / len(d)), "s / n: the root is missing"),
+    "variance": (
+        check_paired,
+        of_error(lambda d: np.var(d, ddof=1) / np.sqrt(len(d))),
+        "the variance in the place of the standard deviation",
+    ),
+    "always 1 without spread": (check_paired, flat(1.0), "p is 1 where all differences are equal: it is 0"),
+    "always 0 without spread": (check_paired, flat(0.0), "p is 0 where all differences are equal: it is 1"),
     "quantile of one side": (check_paired, lambda a, b: of_quantile(a, b) if np.std(a - b) else paired(a, b), "0.95"),
     "p of one side": (check_paired, one_sided, "p-value of one side"),
     "n degrees": (
@@ -360,17 +543,24 @@ MISTAKES = {
         lambda a, b: (*paired(a, b)[:3], np.nan if not np.std(a - b) else paired(a, b)[3]),
         "0 / 0",
     ),
-    "no running maximum": (
+    "no running maximum": (check_step_down, unstepped, "running maximum is missing"),
+    "maximum in the order given": (
         check_step_down,
-        lambda p: stepped(p, lambda m, i: m - i, lambda x: x),
-        "running maximum is missing",
+        lambda p: np.maximum.accumulate(unstepped(p)),
+        "maximum goes along the order given",
     ),
+    "read with the order": (
+        check_step_down,
+        lambda p: np.sort(step_down(p))[np.argsort(p)],
+        r"read with \[order\] where it has to be written",
+    ),
+    "sidak": (check_step_down, sidak, "Sidak: Holm multiplies"),
     "bonferroni": (check_step_down, lambda p: np.minimum(len(p) * p, 1), "Bonferroni"),
     "sorted p": (check_step_down, lambda p: np.sort(step_down(p)), "order is that of the sorted"),
     "factors to 0": (check_step_down, lambda p: stepped(p, lambda m, i: m - i - 1, np.maximum.accumulate), "end at 0"),
     "factors to 2": (check_step_down, lambda p: stepped(p, lambda m, i: m - i + 1, np.maximum.accumulate), "end at 2"),
-    "false discoveries": (check_step_down, lambda p: stepped(p, lambda m, i: m / (i + 1), from_above), "Benjamini"),
-    "hochberg": (check_step_down, lambda p: stepped(p, lambda m, i: m - i, from_above), "Hochberg"),
+    "false discoveries": (check_step_down, benjamini, "Benjamini"),
+    "hochberg": (check_step_down, hochberg, "Hochberg"),
     "rising factors": (
         check_step_down,
         lambda p: stepped(p, lambda m, i: i + 1, np.maximum.accumulate),
@@ -388,6 +578,11 @@ MISTAKES = {
     "in place": (check_step_down, in_place, "in place|order is that of the sorted"),
     "models swapped": (check_evaluation, lambda a, b, j: evaluation(b, a, j), "two models are swapped"),
     "rows not paired": (check_evaluation, partial(evaluation, paired=unpaired), "not paired"),
+    "rows not paired, one list": (
+        check_evaluation,
+        partial(evaluation, paired=partial(unpaired, lists=1)),
+        "not paired, with n - 1 degrees",
+    ),
     "no holm": (check_evaluation, partial(evaluation, adjusted=lambda p: p), "each judge by its own p"),
     "ties won": (check_evaluation, partial(evaluation, points=lambda a, b: (a >= b) * 1.0), "count as a win"),
     "ties lost": (check_evaluation, partial(evaluation, points=lambda a, b: (a > b) * 1.0), "count as a loss"),
@@ -401,7 +596,39 @@ MISTAKES = {
         partial(evaluation, points=lambda a, b: (np.sign(np.subtract.outer(a, b)).ravel() + 1) / 2),
         "every score of one",
     ),
+    "population variance": (check_evaluation, partial(evaluation, paired=of_n(0)), "variance is divided by n"),
+    "p of one side, whole": (check_evaluation, partial(evaluation, paired=one_sided), "p-values are those of one side"),
+    "level 0.1": (check_evaluation, partial(evaluation, level=0.1), "or the level is 0.1"),
+    "level 0.01": (check_evaluation, partial(evaluation, level=0.01), "the level is 0.01"),
+    "normal p, whole": (check_evaluation, partial(evaluation, paired=normal_p), "p-values are those of the normal law"),
+    "bonferroni, whole": (
+        check_evaluation,
+        partial(evaluation, adjusted=lambda p: np.minimum(len(p) * p, 1)),
+        "Bonferroni: only the smallest",
+    ),
+    "false discoveries, whole": (check_evaluation, partial(evaluation, adjusted=benjamini), "Benjamini and Hochberg:"),
+    "hochberg, whole": (check_evaluation, partial(evaluation, adjusted=hochberg), "cause: Hochberg, a running minimum"),
+    "no running maximum, whole": (
+        check_evaluation,
+        partial(evaluation, adjusted=unstepped),
+        "the running maximum is missing",
+    ),
+    "sidak, whole": (check_evaluation, partial(evaluation, adjusted=sidak), "Sidak: Holm multiplies"),
+    "more rows": (check_evaluation, partial(evaluation, adjusted=among_as_many_more), "Holm over more rows"),
+    "sorted p, whole": (
+        check_evaluation,
+        partial(evaluation, adjusted=lambda p: np.sort(step_down(p))),
+        "adjusted p are in ascending order",
+    ),
+    "rising alone": (check_evaluation, rising_alone, "only what rose stands"),
+    "rates of the whole in per cent": (check_evaluation, rates_in_per_cent, "per cent: a share is asked"),
+    "tied rows dropped": (
+        check_evaluation,
+        partial(evaluation, points=without_tied_rows),
+        "rows with equal scores are dropped",
+    ),
     "stands by rates": (check_evaluation, from_rates, "read from the win rate"),
+    "one number": (check_evaluation, rows_as(lambda row: torch.tensor(row[0])), "numbers of a judge"),
     "six numbers": (check_evaluation, lambda *x: {k: v[:6] for k, v in evaluation(*x).items()}, "numbers of a judge"),
     "a list": (check_evaluation, lambda *x: list(evaluation(*x).values()), "a dict with"),
 }
@@ -412,7 +639,10 @@ def test_mistake_is_named(name):
     check, mistake, cause = MISTAKES[name]
     with pytest.raises(AssertionError, match=cause) as caught:
         check(mistake)
-    assert "expected" in str(caught.value)
+    said = str(caught.value)
+    assert "expected" in said
+    assert "perhaps" not in said
+    assert "\n  or " not in said
 
 
 @pytest.mark.parametrize("factor", [0.0, float("nan"), 1.001])

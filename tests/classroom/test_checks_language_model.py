@@ -9,28 +9,17 @@ from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from rlhf_lab.classroom.checks.batches import check_left_padded, check_reply_loss
-from rlhf_lab.classroom.checks.comparing import NotAttempted
-from rlhf_lab.classroom.checks.decoding import (
-    check_cached_step,
-    check_sample,
-    check_sampling_law,
-    counting,
-    remembering,
-)
+from rlhf_lab.classroom.checks.comparing import NotAttempted, changed, changes
+from rlhf_lab.classroom.checks.decoding import check_cached_step, check_sample, check_sampling_law
+from rlhf_lab.classroom.checks.gpt2 import HEADS, all_logits, columns, linear, norm, random_ids, random_weights
+from rlhf_lab.classroom.checks.sampling import counting, refusing, remembering
 from rlhf_lab.classroom.checks.transformer import (
-    HEADS,
-    all_logits,
     check_attention,
     check_block,
     check_embed,
     check_self_attention,
     check_transformer,
-    columns,
     gpt2_weights,
-    linear,
-    norm,
-    random_ids,
-    random_weights,
 )
 from rlhf_lab.experience.invariants.sampled_law import Alternative
 
@@ -48,18 +37,30 @@ def attention(q, k, v, *, mask=True, scale=None, axis=-1, late=False, offset=Tru
     return (scores.masked_fill(late_keys, -math.inf) if mask else scores).softmax(axis) @ v
 
 
-def self_attention(b, x, heads, attend=attention):
-    q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in linear(x, b["qkv"]).chunk(3, -1))
-    return linear(attend(q, k, v).transpose(1, 2).flatten(2), b["out"])
+def in_heads(part, heads):
+    return part.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def mlp(b, x, approximate="tanh"):
-    return linear(F.gelu(linear(x, b["up"]), approximate=approximate), b["down"])
+def side_by_side(seen):
+    return seen.transpose(1, 2).flatten(2)
 
 
-def block(b, x, heads, attend=attention):
+def self_attention(b, x, heads, attend=attention, *, cut=in_heads, merge=side_by_side):
+    q, k, v = (cut(part, heads) for part in linear(x, b["qkv"]).chunk(3, -1))
+    return linear(merge(attend(q, k, v)), b["out"])
+
+
+def gelu(x):
+    return F.gelu(x, approximate="tanh")
+
+
+def mlp(b, x, act=gelu):
+    return linear(act(linear(x, b["up"])), b["down"])
+
+
+def block(b, x, heads, attend=attention, part=mlp):
     x = x + self_attention(b, norm(x, b["norm_1"]), heads, attend)
-    return x + mlp(b, norm(x, b["norm_2"]))
+    return x + part(b, norm(x, b["norm_2"]))
 
 
 def transformer(w, ids, positions, heads, attend=attention):
@@ -69,16 +70,22 @@ def transformer(w, ids, positions, heads, attend=attention):
     return norm(x, w["norm"]) @ w["tokens"].T
 
 
-def cached_step(w, ids, cache, heads, *, start=None, attend=attention):
+def cached_step(w, ids, cache, heads, *, start=None, attend=attention, embeds=embed, fault=""):
     cache = cache or [None] * len(w["blocks"])
     seen = 0 if cache[0] is None else cache[0][0].shape[2]
-    x, grown = embed(w, ids, (seen if start is None else start) + columns(ids)), []
-    for b, past in zip(w["blocks"], cache, strict=True):
+    seen += {"one more": seen > 0, "one less": -(seen > 0)}.get(fault, 0)
+    steps = {"all at the first": 0 * ids, "all at the last": 0 * ids + ids.shape[1] - 1}.get(fault, columns(ids))
+    x, grown = embeds(w, ids, (seen if start is None else start) + steps), []
+    for b, own in zip(w["blocks"], cache, strict=True):
+        past = {"first block": cache[0], "last block": cache[-1]}.get(fault, own)
 
         def after(q, k, v, past=past):
+            new = (k, v)
             if past is not None:
-                k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
-            grown.append((k, v))
+                old = past[::-1] if fault == "exchanged" else past
+                pairs = zip(new, old, strict=True) if fault == "new first" else zip(old, new, strict=True)
+                k, v = (torch.cat(pair, 2) for pair in pairs)
+            grown.append(new if fault == "new alone" else (k, v))
             return attend(q, k, v)
 
         x = block(b, x, heads, after)
@@ -95,14 +102,18 @@ def sampling_law(logits, temperature, top_k, top_p):
     return torch.zeros_like(law).scatter(0, order, ranked / ranked.sum())
 
 
-def sample(next_logits, prompt, uniforms, temperature, end):
+def ends(ids, end):
+    return ids[-1] == end
+
+
+def sample(next_logits, prompt, uniforms, temperature, end, *, above=torch.gt, stops=ends):
     ids, tokens, log_probs = prompt, [], []
     for u in uniforms:
         law = (next_logits(ids) / temperature).softmax(0)
-        tokens.append(int((law.cumsum(0) > u).int().argmax()))
+        tokens.append(int(above(law.cumsum(0), u).int().argmax()))
         log_probs.append(law[tokens[-1]].log().item())
         ids = torch.cat([ids, torch.tensor(tokens[-1:])])
-        if tokens[-1] == end:
+        if stops(ids, end):
             break
     return tokens, log_probs
 
@@ -197,6 +208,24 @@ def cache_in_a_dict(w, ids, cache, heads):
     return [logits, {"pairs": grown, "length": len(grown)}]
 
 
+def one_hot_embed(w, ids, positions):
+    tables = ((w["tokens"], ids), (w["positions"], positions))
+    return sum(F.one_hot(rows, len(table)).double() @ table for table, rows in tables)
+
+
+def cache_of_layer_inputs(w, ids, cache, heads):
+    """The normed input of each block is kept, and its keys and values are made again of that."""
+    seen, kept = 0 if cache is None else cache[0].shape[1], []
+    x = embed(w, ids, seen + columns(ids))
+    for i, b in enumerate(w["blocks"]):
+        new = norm(x, b["norm_1"])
+        kept.append(new if cache is None else torch.cat([cache[i], new], 1))
+        q, k, v = (in_heads(part, heads) for part in linear(kept[i], b["qkv"]).chunk(3, -1))
+        x = x + linear(side_by_side(attention(q[:, :, -ids.shape[1] :], k, v)), b["out"])
+        x = x + mlp(b, norm(x, b["norm_2"]))
+    return norm(x, w["norm"]) @ w["tokens"].T, kept
+
+
 def law_by_a_loop(logits, temperature, top_k, top_p):
     law = np.exp(logits.numpy() / temperature)
     law /= law.sum()
@@ -260,6 +289,11 @@ UNUSUAL = {
     "in float32": (check_transformer, model_in_float32),
     "the model of transformers": (check_transformer, model_of_transformers),
     "a cache in a dictionary": (check_cached_step, cache_in_a_dict),
+    "a cache of the blocks' inputs": (check_cached_step, cache_of_layer_inputs),
+    "positions by a product with one-hot rows": (
+        check_cached_step,
+        lambda *given: cached_step(*given, embeds=one_hot_embed),
+    ),
     "law by a loop": (check_sampling_law, law_by_a_loop),
     "law of the invariants": (check_sampling_law, law_of_the_invariants),
     "sample by search": (check_sample, sample_by_search),
@@ -330,6 +364,7 @@ def test_the_probes_do_what_they_say():
     assert [int(counting(torch.tensor([n])).argmax()) for n in range(6)] == [1, 2, 3, 4, 5, 0]
     laws = [remembering(torch.tensor(ids)) for ids in ([0], [0, 0], [1, 0], [0, 1])]
     assert all((a - b).abs().max() > 0.1 for i, a in enumerate(laws) for b in laws[:i])
+    assert refusing(torch.tensor([1])).softmax(0).tolist() == [0, 0.25, 0.25, 0.25, 0.25]
 
 
 # ---- mistakes ------------------------------------------------------------------------------------------------
@@ -349,7 +384,7 @@ def wrong_block(kind):
             return x + mlp(b, norm(x, b["norm_2"]))
         if kind == "exact gelu":
             x = x + self_attention(b, norm(x, b["norm_1"]), heads)
-            return x + mlp(b, norm(x, b["norm_2"]), "none")
+            return x + mlp(b, norm(x, b["norm_2"]), F.gelu)
         x = x + self_attention(b, norm(x, b["norm_1"]), heads)
         return x + mlp(b, norm(x, b["norm_1"]))
 
@@ -363,10 +398,78 @@ def states(w, ids, positions, heads, last=True):
     return norm(x, w["norm"]) if last else x
 
 
+def never_transposed(b, x, heads):
+    def cut(part, heads):
+        return part.reshape(len(part), heads, part.shape[1], -1)
+
+    return self_attention(b, x, heads, cut=cut, merge=lambda seen: seen.reshape(x.shape))
+
+
+def over_the_heads(b, x, heads):
+    def cut(part, heads):
+        return part.unflatten(-1, (heads, -1))
+
+    return self_attention(b, x, heads, cut=cut, merge=lambda seen: seen.flatten(2))
+
+
+def head_by_head(b, x, heads):
+    q, k, v = in_heads(linear(x, b["qkv"]), heads).chunk(3, -1)
+    return linear(side_by_side(attention(q, k, v)), b["out"])
+
+
+def every_third_number(part, heads):
+    return part.unflatten(-1, (-1, heads)).permute(0, 3, 1, 2)
+
+
+def heads_for_width(part, heads):
+    return part.unflatten(-1, (-1, heads)).transpose(1, 2)
+
+
+def attention_with_log_softmax(q, k, v):
+    scores = q @ k.mT / q.shape[-1] ** 0.5
+    later = torch.ones(scores.shape[-2:]).triu(k.shape[2] - q.shape[2] + 1).bool()
+    return scores.masked_fill(later, -math.inf).log_softmax(-1) @ v
+
+
+def nothing_added(b, x, heads):
+    return mlp(b, norm(self_attention(b, norm(x, b["norm_1"]), heads), b["norm_2"]))
+
+
+def gelu_before_up(b, x):
+    return linear(linear(gelu(x), b["up"]), b["down"])
+
+
+def gelu_after_down(b, x):
+    return gelu(linear(linear(x, b["up"]), b["down"]))
+
+
+def with_positions_in_each_block(w, ids, positions, heads, *, also_before):
+    x = embed(w, ids, positions) if also_before else w["tokens"][ids]
+    for b in w["blocks"]:
+        x = block(b, x + w["positions"][positions], heads)
+    return norm(x, w["norm"]) @ w["tokens"].T
+
+
+def with_the_norm_in_each_block(w, ids, positions, heads):
+    x = embed(w, ids, positions)
+    for b in w["blocks"]:
+        x = norm(block(b, x, heads), w["norm"])
+    return x @ w["tokens"].T
+
+
 def read_all_again(w, ids, cache, heads):
     ids = ids if cache is None else torch.cat([cache, ids], 1)
     start = 0 if cache is None else cache.shape[1]
     return transformer(w, ids, columns(ids), heads)[:, start:], ids
+
+
+def embeddings_kept(w, ids, cache, heads):
+    """Only the embeddings are kept: all positions go through all blocks again."""
+    new = embed(w, ids, (0 if cache is None else cache.shape[1]) + columns(ids))
+    x = kept = new if cache is None else torch.cat([cache, new], 1)
+    for b in w["blocks"]:
+        x = block(b, x, heads)
+    return (norm(x, w["norm"]) @ w["tokens"].T)[:, -ids.shape[1] :], kept
 
 
 def without_growth(w, ids, cache, heads):
@@ -391,6 +494,54 @@ def wrong_sample(**fault):
         return tokens, log_probs
 
     return mine
+
+
+def wrong_scores(change):
+    """The right tokens, their log-probs changed."""
+
+    def mine(*given):
+        tokens, log_probs = sample(*given)
+        return tokens, change(torch.tensor(log_probs).double())
+
+    return mine
+
+
+def logits_for_log_probs(next_logits, prompt, uniforms, temperature, end):
+    tokens, _ = sample(next_logits, prompt, uniforms, temperature, end)
+    ids = torch.cat([prompt, torch.tensor(tokens)])
+    return tokens, [next_logits(ids[: len(prompt) + t])[token].item() for t, token in enumerate(tokens)]
+
+
+def an_end_anywhere(ids, end):
+    return end in ids
+
+
+def stops_before_the_first_token(next_logits, prompt, uniforms, temperature, end):
+    """`while end not in ids`, before a token is drawn."""
+    return ([], []) if end in prompt else sample(next_logits, prompt, uniforms, temperature, end)
+
+
+def law_with_one_token_more(logits, temperature, top_k, top_p):
+    law = sampling_law(logits, temperature, top_k, 1.0)
+    ranked, order = law.sort(descending=True)
+    before = ranked.cumsum(0) - ranked
+    kept = torch.cat([torch.tensor([True]), before[:-1] < top_p])
+    return torch.zeros_like(law).scatter(0, order, ranked * kept / (ranked * kept).sum())
+
+
+def law_with_top_p_before_top_k(logits, temperature, top_k, top_p):
+    law = sampling_law(logits, temperature, 0, 1.0)
+    ranked, order = sampling_law(logits, temperature, 0, top_p).sort(descending=True)
+    ranked[top_k or len(law) :] = 0
+    return torch.zeros_like(law).scatter(0, order, ranked / ranked.sum())
+
+
+def sorted_once_more(*given):
+    return sampling_law(*given).sort(descending=True).values[given[0].argsort(descending=True)]
+
+
+def law_of_nan(*given):
+    return math.nan * sampling_law(*given)
 
 
 def law_without_the_crossing_token(logits, temperature, top_k, top_p):
@@ -446,6 +597,19 @@ def mean_of_rows(logits, ids, reply):
     return torch.stack(
         [reply_loss(x[None], i[None], r[None]) for x, i, r in zip(logits, ids, reply, strict=True)]
     ).mean()
+
+
+def token_losses(logits, ids, axis=-1):
+    return -logits[:, :-1].log_softmax(axis).gather(-1, ids[:, 1:, None]).squeeze(-1)
+
+
+def without_the_end(logits, ids, reply):
+    goes_on = torch.cat([reply[:, 1:], torch.zeros_like(reply[:, :1])], 1)
+    return reply_loss(logits, ids, reply & goes_on)
+
+
+def without_the_first(logits, ids, reply):
+    return token_losses(logits, ids)[reply[:, 1:] & reply[:, :-1]].mean()
 
 
 def times_the_mask(logits, ids, reply):
@@ -563,6 +727,175 @@ def test_a_mistake_is_refused_and_named(name):
     check, mistake, cause = MISTAKES[name]
     with pytest.raises(AssertionError, match=cause):
         check(mistake)
+
+
+def with_norms_exchanged(b, x, heads):
+    return block(b | {"norm_1": b["norm_2"], "norm_2": b["norm_1"]}, x, heads)
+
+
+ALONE = {
+    check_attention: {
+        "one later position is seen too": wrong_attention(strict=-1),
+        "a row of the softmax may have nothing left to see": attention_with_log_softmax,
+    },
+    check_self_attention: {
+        "reshaped to": never_transposed,
+        "attention over the heads": over_the_heads,
+        "d / H heads of width H": lambda *given: self_attention(*given, cut=heads_for_width),
+        "a head takes every H-th number": lambda *given: self_attention(*given, cut=every_third_number),
+        "cut into heads first and into q, k, v inside each": head_by_head,
+    },
+    check_block: {
+        "norm_1 and norm_2 are exchanged": with_norms_exchanged,
+        "nothing is added to x, neither": nothing_added,
+        "the GELU comes before up": lambda *given: block(*given, part=gelu_before_up),
+        "the GELU comes after down": lambda *given: block(*given, part=gelu_after_down),
+        "SiLU in the place": lambda *given: block(*given, part=lambda b, x: mlp(b, x, F.silu)),
+        "relu in the place": lambda *given: block(*given, part=lambda b, x: mlp(b, x, torch.relu)),
+        "no function between": lambda *given: block(*given, part=lambda b, x: mlp(b, x, lambda z: z)),
+    },
+    check_transformer: {
+        "the positions are added before every block": lambda *given: with_positions_in_each_block(
+            *given, also_before=False
+        ),
+        "the positions are added in embed and again": lambda *given: with_positions_in_each_block(
+            *given, also_before=True
+        ),
+        "the last norm is applied after every block": with_the_norm_in_each_block,
+    },
+    check_cached_step: {
+        "earlier positions go through the blocks again": embeddings_kept,
+        "the earlier tokens are read again": read_all_again,
+        "positions begin at 1": lambda w, i, c, h: cached_step(w, i, c, h, start=(c[0][0].shape[2] if c else 0) + 1),
+        "of several new tokens each sees the later ones": lambda *given: cached_step(
+            *given, attend=wrong_attention(mask=False)
+        ),
+        **{
+            said: lambda *given, fault=fault: cached_step(*given, fault=fault)
+            for said, fault in {
+                "the cache that is returned holds the new keys": "new alone",
+                "the positions after the first call are one too large": "one more",
+                "the positions after the first call are one too small": "one less",
+                "all new tokens get the position of the first": "all at the first",
+                "all new tokens get the position of the last": "all at the last",
+                "the new keys come before those of the cache": "new first",
+                "keys and values are exchanged in the cache": "exchanged",
+                "every block reads the cache of the first one": "first block",
+                "every block reads the cache of the last one": "last block",
+            }.items()
+        },
+    },
+    check_sampling_law: {
+        "ranked\\[order\\] sorts once more": sorted_once_more,
+        "top-p keeps one token too many": law_with_one_token_more,
+        "top-p counts the probabilities before top-k": law_with_top_p_before_top_k,
+        "top-k keeps one token too many": lambda x, t, k, p: sampling_law(x, t, k + 1 if k else 0, p),
+        "top-k keeps one token too few": lambda x, t, k, p: sampling_law(x, t, k - 1 if k > 1 else k, p),
+        "top-p is left out where top-k cuts": lambda x, t, k, p: sampling_law(x, t, k, 1.0 if k else p),
+        "the logarithm and not the probability": lambda *given: sampling_law(*given).log(),
+    },
+    check_sample: {
+        "a cumulative probability that equals u": lambda *given: sample(*given, above=torch.ge),
+        "an end token of the prompt stops the reply, after": lambda *given: sample(*given, stops=an_end_anywhere),
+        "an end token of the prompt stops the reply before": stops_before_the_first_token,
+        "the sign": wrong_scores(lambda found: -found),
+        "the logarithm is to base 2": wrong_scores(lambda found: found / math.log(2)),
+        "the logarithm is to base 10": wrong_scores(lambda found: found / math.log(10)),
+        "the log-probs are added up": wrong_scores(lambda found: found.cumsum(0)),
+        "probabilities and not log-probs": wrong_scores(torch.exp),
+        "the logit of the token": logits_for_log_probs,
+        "one number for the whole reply": wrong_scores(torch.sum),
+    },
+    check_reply_loss: {
+        "the end token is left out": without_the_end,
+        "the first token of the reply is left out": without_the_first,
+        "the logarithm is to base 2": lambda *given: reply_loss(*given) / math.log(2),
+        "the log_softmax is over the columns": lambda x, i, m: token_losses(x, i, axis=1)[m[:, 1:]].mean(),
+        "the log_softmax is over the rows": lambda x, i, m: token_losses(x, i, axis=0)[m[:, 1:]].mean(),
+        "the logarithm of the mean probability": lambda x, i, m: -(-token_losses(x, i)).exp()[m[:, 1:]].mean().log(),
+        "the probabilities and not their": lambda x, i, m: -(-token_losses(x, i)).exp()[m[:, 1:]].mean(),
+        "the sum": lambda x, i, m: token_losses(x, i)[m[:, 1:]].sum(),
+        "divided by the number of rows": lambda x, i, m: token_losses(x, i)[m[:, 1:]].sum() / len(i),
+        "logits are read that predict no token": times_the_mask,
+    },
+}
+
+
+@pytest.mark.parametrize(("check", "cause"), [(check, cause) for check, found in ALONE.items() for cause in found])
+def test_a_mistake_is_the_only_one_that_is_named(check, cause):
+    with pytest.raises(AssertionError, match=f"\n  usual cause: {cause}[^\n]*$"):
+        check(ALONE[check][cause])
+
+
+def test_no_number_in_a_law_is_no_fault_of_the_attention():
+    with pytest.raises(AssertionError, match="what is asked: softmax"):
+        check_sampling_law(law_of_nan)
+
+
+def test_of_log_probs_the_logarithm_is_asked():
+    with pytest.raises(AssertionError, match="what is asked: the natural logarithm of each drawn token's probability"):
+        check_sample(wrong_scores(lambda found: found * 1.1))
+
+
+def test_the_answer_does_not_stand_in_the_message():
+    with pytest.raises(AssertionError, match="the row of each token plus the row of its given position"):
+        check_embed(lambda w, ids, positions: 2 * embed(w, ids, positions))
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_numbers_of_16_bits_are_told_that_they_are_too_coarse(kind):
+    with pytest.raises(AssertionError, match="usual cause: numbers of 16 bits are too coarse"):
+        check_embed(lambda *given: embed(*given).to(kind))
+
+
+def test_a_long_list_is_cut_short_in_the_message():
+    with pytest.raises(AssertionError, match="it returned list and not a tensor") as caught:
+        check_embed(lambda *given: embed(*given).tolist())
+    assert len(str(caught.value)) < 1000
+
+
+# ---- what is given comes back unchanged ----------------------------------------------------------------------
+def doubling(answer, part, *, first=False):
+    """The answer, with a part of the first argument doubled in place, before or after."""
+
+    def mine(*given):
+        if first:
+            part(given[0]).mul_(2)
+        result = answer(*given)
+        if not first:
+            part(given[0]).mul_(2)
+        return result
+
+    return mine
+
+
+IN_PLACE = {
+    r"\['tokens'\]": (check_embed, embed, lambda w: w["tokens"]),
+    r"\['qkv'\]\[0\]": (check_self_attention, self_attention, lambda b: b["qkv"][0]),
+    r"\['norm_2'\]\[1\]": (check_block, block, lambda b: b["norm_2"][1]),
+    r"\['blocks'\]\[2\]\['up'\]\[0\]": (check_transformer, transformer, lambda w: w["blocks"][2]["up"][0]),
+    r"\['norm'\]\[0\]": (check_cached_step, cached_step, lambda w: w["norm"][0]),
+}
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("place", IN_PLACE)
+def test_weights_that_are_changed_in_place_are_refused_and_named(place, first):
+    check, answer, part = IN_PLACE[place]
+    with pytest.raises(AssertionError, match=f"argument 1{place} after the call") as caught:
+        check(doubling(answer, part, first=first))
+    assert "usual cause: an argument is changed in place" in str(caught.value)
+
+
+def test_changes_go_down_to_what_differs():
+    nan, one = torch.tensor([math.nan]), torch.ones(1)
+    assert not changed({"a": (nan, [1, 2])}, {"a": (nan.clone(), [1, 2])})
+    assert not changed({"a": 1, "b": len}, {"a": 1, "b": len})
+    assert [place for place, *_ in changes({"a": (one, [1, 2])}, {"a": (one, [1, 3])})] == ["['a'][1]"]
+    assert [place for place, *_ in changes([[5], [6]], [[0, 5], [6]])] == ["[0]"]
+    assert list(changes({"a": one}, {"a": None})) == [("['a']", one, None)]
+    assert list(changes({"a": one}, {"b": one})) == [("", {"a": one}, {"b": one})]
+    assert list(changes([one], [one, one])) == [("", [one], [one, one])]
 
 
 def unwritten(*given):

@@ -16,6 +16,7 @@ from rlhf_lab.models.foreign import render_chat
 from rlhf_lab.models.scoring import token_log_probs
 from rlhf_lab.recipes import ppo, reinforce, rlhf
 from rlhf_lab.training.files import load_checkpoint
+from rlhf_lab.training.optimisers import OptimiserConfig
 
 torch.set_num_threads(1)
 CONFIG = {
@@ -249,7 +250,7 @@ def test_a_reinforce_agent_that_climbs_its_loss_is_named(monkeypatch):
 
 
 def test_rates_that_throw_the_policy_off_stop_the_run_with_a_remedy():
-    limited = rlhf.OptimiserConfig(kl_limit=0.18)
+    limited = OptimiserConfig(kl_limit=0.18)
     with pytest.raises(InvariantViolation, match=r"(?s)first_updates: got .* nats a token.*--rates 0\.1"):
         train(learning_rate=1.0, optimiser=limited)
     train(learning_rate=1.0)
@@ -259,5 +260,5 @@ def test_rates_that_throw_the_policy_off_stop_the_run_with_a_remedy():
 def test_an_update_that_goes_far_later_on_is_the_runs_own_business(monkeypatch):
     seen = []
     monkeypatch.setattr(invariants, "check_first_updates", lambda kl, limit: seen.append(limit))
-    train(iterations=5, optimiser=rlhf.OptimiserConfig(kl_limit=0.1))
+    train(iterations=5, optimiser=OptimiserConfig(kl_limit=0.1))
     assert seen == [0.1] * 3 * 4  # three iterations of two epochs of two minibatches

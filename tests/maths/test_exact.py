@@ -9,6 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from rlhf_lab.maths.exact import TokenWorld, enumerate_sequences
 from rlhf_lab.maths.kl import categorical_kl
+from rlhf_lab.maths.objectives import dpo_loss
 
 torch.set_num_threads(1)
 few = settings(max_examples=25, deadline=None)
@@ -350,3 +351,34 @@ def test_bad_arguments_are_named(call, message):
 def test_the_limit_counts_exactly():
     assert TokenWorld(2, 100, lambda p, s: 0.0, eos=0).num_sequences == 101
     assert TokenWorld(3, 4, lambda p, s: 0.0, eos=2).num_sequences == 31
+
+
+@pytest.mark.parametrize(("noise", "beta"), [(1.0, 0.5), (0.5, 2.0), (2.0, 0.25)])
+def test_the_minimum_of_dpo_is_the_optimum_that_its_raters_utility_has(noise, beta):
+    """Over all pairs with Bradley-Terry raters of that noise, from the reference on: pi_ref exp(u / (noise beta))."""
+    generator = torch.Generator().manual_seed(3)
+    world = TokenWorld(3, 2, torch.randn(7, generator=generator, dtype=torch.float64), eos=0)
+    reference = torch.randn(1, world.num_prefixes, 3, generator=generator, dtype=torch.float64)
+    ref_law, utility = world.law(reference), world.scores[0]
+    first, second = torch.tensor(list(itertools.combinations(range(world.num_sequences), 2))).T
+    prefers = torch.sigmoid((utility[first] - utility[second]) / noise)
+    logits = reference.clone().requires_grad_(True)
+    optimiser = torch.optim.LBFGS(
+        [logits], max_iter=500, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
+
+    def loss():
+        optimiser.zero_grad()
+        p, q = world.law(logits).log()[0], ref_law.log()[0]
+        one = dpo_loss(p[first], p[second], q[first], q[second], beta)
+        other = dpo_loss(p[second], p[first], q[second], q[first], beta)
+        total = (prefers * one + (1 - prefers) * other).mean()
+        total.backward()
+        return total
+
+    started = float(loss().detach())
+    optimiser.step(loss)
+    best = world.optimum(ref_law, noise * beta)
+    assert float(loss().detach()) < started - 0.01
+    assert (ref_law - best).abs().sum() / 2 > 0.1
+    assert (world.law(logits.detach()) - best).abs().sum() / 2 < 1e-6

@@ -9,6 +9,8 @@ from toy_models import PROMPTS, word_model
 
 from rlhf_lab.models.language_model import LanguageModel
 from rlhf_lab.models.reward_model import RewardModel
+from rlhf_lab.recipes.direct import DPOConfig, train_dpo
+from rlhf_lab.recipes.group import GroupConfig, train_group
 from rlhf_lab.recipes.pretrain import PretrainConfig, train_base_model, train_tokenizer
 from rlhf_lab.recipes.reward import RewardConfig, train_reward_model
 from rlhf_lab.recipes.rlhf import RLHFConfig, train_rlhf
@@ -71,7 +73,18 @@ def rlhf(lm=None, prompts=PROMPTS, score=count_c, config=None, checkpoint=None, 
     return train_rlhf(lm, prompts, score, replace(shape, **config or {}), checkpoint=checkpoint, **options)
 
 
-RECIPES = {"pretrain": pretrain, "sft": sft, "reward": reward, "rlhf": rlhf}
+def dpo(lm=None, feedback=COMPARISONS, config=None, checkpoint=None, **changed):
+    shape = DPOConfig(max_new_tokens=8)
+    return train_dpo(lm or word_model(), feedback, replace(shape, **config or {}), checkpoint=checkpoint, **changed)
+
+
+def of_groups(lm=None, prompts=PROMPTS, score=count_c, config=None, checkpoint=None, **changed):
+    shape = GroupConfig(iterations=1, prompts_per_iteration=6, minibatch_rows=24, max_new_tokens=4)
+    lm = lm or word_model()
+    return train_group(lm, prompts, score, replace(shape, **config or {}), checkpoint=checkpoint, **changed)
+
+
+RECIPES = {"pretrain": pretrain, "sft": sft, "dpo": dpo, "group": of_groups, "reward": reward, "rlhf": rlhf}
 TOY = word_model()
 CHANGES = [  # recipe, what is named, the changed input
     ("pretrain", "seed", {"config": {"seed": 1}}),
@@ -83,6 +96,20 @@ CHANGES = [  # recipe, what is named, the changed input
     ("sft", "demonstrations", {"demonstrations": DEMONSTRATIONS[::-1]}),
     ("sft", "demonstrations", {"lm": other_tokenizer(TOY)}),
     ("sft", "precision", {"lm": in_bfloat16(TOY)}),
+    ("dpo", "beta", {"config": {"beta": 0.2}}),
+    ("dpo", "model", {"lm": other_weights(TOY), "reference": TOY}),
+    ("dpo", "feedback", {"feedback": COMPARISONS[::-1]}),
+    ("dpo", "feedback", {"weights": [1.0] * (len(COMPARISONS) - 1) + [2.0]}),
+    ("dpo", "feedback", {"lm": other_tokenizer(TOY)}),
+    ("dpo", "reference", {"reference": other_weights(TOY)}),
+    ("dpo", "precision", {"lm": in_bfloat16(TOY)}),
+    ("group", "leash", {"config": {"leash": "k3"}}),
+    ("group", "policy", {"lm": other_weights(TOY), "reference": TOY}),
+    ("group", "precision", {"lm": in_bfloat16(TOY)}),
+    ("group", "prompts", {"prompts": PROMPTS[::-1]}),
+    ("group", "reference", {"reference": other_weights(TOY)}),
+    ("group", "reward", {"score": lambda rollout: -count_c(rollout)}),
+    ("group", "reward", {"score": reward_model(3)}),
     ("reward", "loss", {"config": {"loss": "plackett_luce"}}),
     ("reward", "model", {"lm": other_weights(TOY)}),
     ("reward", "feedback", {"feedback": COMPARISONS[:3]}),

@@ -5,6 +5,7 @@ padding is. When something differs, the usual mistakes are tried on the same inp
 gives the same. Answers may be lists, arrays or tensors of any precision.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -117,10 +118,14 @@ def _shown(real: Tensor, part: int, got: Any) -> Any:
 # -- the loss of SFT ---------------------------------------------------------------------------------------------------
 def _token_losses(logits: Tensor, ids: Tensor, shift: int = 1) -> Tensor:
     """[B, T] minus the log-prob of each token under the logits `shift` columns before it; 0 where there are none."""
-    log_probs, losses = logits.log_softmax(-1), torch.zeros(ids.shape, dtype=torch.float64)
-    columns = [t for t in range(ids.shape[1]) if 0 <= t - shift < ids.shape[1]]
-    for t in columns:
-        losses[:, t] = -log_probs[:, t - shift].gather(1, ids[:, t : t + 1])[:, 0]
+    return _picked(logits.log_softmax(-1), ids, shift)
+
+
+def _picked(scores: Tensor, ids: Tensor, shift: int = 1) -> Tensor:
+    """[B, T] minus the score of each token, of the scores `shift` columns before it; 0 where there are none."""
+    losses = torch.zeros(ids.shape, dtype=torch.float64)
+    for t in range(max(shift, 0), min(ids.shape[1], scores.shape[1] + shift)):
+        losses[:, t] = -scores[:, t - shift].gather(1, ids[:, t : t + 1])[:, 0]
     return losses
 
 
@@ -147,6 +152,12 @@ def _to_the_end(reply: Tensor) -> Tensor:
     return _all_but_first(reply) & (torch.arange(reply.shape[1]) <= last)
 
 
+def _cut(reply: Tensor, *, first: int = 0, last: int = 0) -> Tensor:
+    """The reply without so many of its first and of its last tokens."""
+    before, up_to = reply.long().cumsum(1), reply.long().flip(1).cumsum(1).flip(1)
+    return reply & (before > first) & (up_to > last)
+
+
 _LOSS_FAULTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "the labels are not shifted: logits of column t predict the token of column t + 1": partial(_reply_loss, shift=0),
     "shifted the wrong way: logits of column t predict the token of column t + 1, not t - 1": partial(
@@ -155,6 +166,12 @@ _LOSS_FAULTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "shifted by two": partial(_reply_loss, shift=2),
     "the mask is not shifted along: mask and token belong together, the logits are one column before": (
         lambda x, i, m: _mean(_token_losses(x, i), torch.cat([torch.zeros_like(m[:, :1]), m[:, :-1]], 1))
+    ),
+    "the end token is left out: it belongs to the reply, and stopping is learned from it": lambda x, i, m: _mean(
+        _token_losses(x, i), _cut(m, last=1)
+    ),
+    "the first token of the reply is left out: the logits of the prompt's last column predict it": lambda x, i, m: (
+        _mean(_token_losses(x, i), _cut(m, first=1))
     ),
     "the prompt counts too: the mean is over the tokens of the reply": lambda x, i, m: _mean(
         _token_losses(x, i), _to_the_end(m)
@@ -167,10 +184,19 @@ _LOSS_FAULTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "divided by the number of rows": lambda x, i, m: _reply_loss(x, i, m) * m.sum() / len(m),
     "divided by the number of all tokens": lambda x, i, m: _reply_loss(x, i, m) * m.sum() / (m.numel() - len(m)),
     "the sign: a loss is minimised, so it is minus the log-prob": lambda x, i, m: -_reply_loss(x, i, m),
-    "the logits and not their log_softmax": lambda x, i, m: (
-        -torch.cat([torch.zeros(len(i), 1).double(), x[:, :-1].gather(-1, i[:, 1:, None])[..., 0]], 1)[m].mean()
-    ),
+    "the logits and not their log_softmax": lambda x, i, m: _mean(_picked(x, i), m),
+    "the probabilities and not their logarithms": lambda x, i, m: _mean(_picked(x.softmax(-1), i), m),
     "one minus the probability": lambda x, i, m: _mean(1 - (-_token_losses(x, i)).exp(), m),
+    "the logarithm of the mean probability: it is the mean of the logarithms": lambda x, i, m: (
+        -(-_token_losses(x, i)).exp()[m].mean().log()
+    ),
+    "the logarithm is to base 2: nats are asked, the natural one": lambda x, i, m: _reply_loss(x, i, m) / math.log(2),
+    "the log_softmax is over the columns: it is over the tokens, the last axis": lambda x, i, m: _mean(
+        _picked(x[:, :-1].log_softmax(1), i), m
+    ),
+    "the log_softmax is over the rows: it is over the tokens, the last axis": lambda x, i, m: _mean(
+        _picked(x.log_softmax(0), i), m
+    ),
 }
 PADDING_READ = (
     "logits are read that predict no token of a reply; here they hold NaN, and NaN * 0 is NaN: pick with the mask, as "
@@ -211,7 +237,8 @@ def check_reply_loss(function: Callable[[Tensor, Tensor, Tensor], Any]) -> None:
         )
         predicts = torch.cat([reply[:, 1:], torch.zeros_like(reply[:, :1])], dim=1)
         junk = (torch.where(predicts[..., None], logits, torch.nan), ids, reply)
-        got = as_tensor(function(*junk))
-        if not same_tensors(got, expected):
-            fail("reply_loss", f"{label}, NaN in the logits that predict no reply token", got, expected, PADDING_READ)
+        compare(
+            "reply_loss", f"{label}, NaN in the logits that predict no reply token", function, expected, {}, hint,
+            same=same_tensors, odd=partial(odd_tensors, not_finite=PADDING_READ), inputs=junk,
+        )  # fmt: skip
     print(f"reply_loss: passed (a case by hand, {RANDOM_CASES} random ones, with NaN in all other logits)")

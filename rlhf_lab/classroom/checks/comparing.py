@@ -8,7 +8,7 @@ the same answer the one is named that also gives the answers to the other cases.
 import dis
 import io
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
 from contextvars import ContextVar
 from copy import deepcopy
@@ -16,7 +16,7 @@ from functools import wraps
 from numbers import Real
 from operator import eq
 from pathlib import Path
-from typing import NoReturn, ParamSpec, TypeVar
+from typing import NoReturn, ParamSpec, TypeGuard, TypeVar
 
 import numpy as np
 import torch
@@ -159,7 +159,7 @@ def compare(
         hint: what is asked, said where no fault gives the same answer.
         same: whether two answers agree.
         odd: a cause that shows in (answer, expected) alone, such as None for an answer; it goes before the faults.
-        inputs: what to call it with. It gets copies, and tensors and lists among them must come back unchanged.
+        inputs: what to call it with. It gets copies; tensors, lists and dictionaries must come back unchanged.
         spoiled: the same inputs after `spoil`, where padding never counts: they must give the same answer.
 
     Returns:
@@ -183,15 +183,20 @@ def compare(
         alike = [cause for cause, fault in faults.items() if same(got, fault())]
         if alike:
             raise Suspected((name, case, got, expected), alike, hint)
+        _expect_unchanged(name, case, inputs, given)
         fail(name, case, got, expected, _other_shape(got, expected) + hint, ASKED)
-    for number, (before, after) in enumerate(zip(inputs, given, strict=True), start=1):
-        if changed(before, after):
-            fail(name, f"{case}, argument {number} after the call", after, before, IN_PLACE)
+    _expect_unchanged(name, case, inputs, given)
     if spoiled is not None:
         again = _answer(name, f"{case}, {AT_PADDING}", call, deepcopy(spoiled), expected, hint)
         if not same(again, expected):
             fail(name, f"{case}, {AT_PADDING}", again, expected, PADDING)
     return got
+
+
+def _expect_unchanged(name: str, case: str, inputs: tuple, given: tuple) -> None:
+    for number, (before, after) in enumerate(zip(inputs, given, strict=True), start=1):
+        for place, old, new in changes(before, after):
+            fail(name, f"{case}, argument {number}{place} after the call", new, old, IN_PLACE)
 
 
 def _answer(name: str, case: str, call: Callable[..., Got], given: tuple, expected: object, hint: str) -> Got:
@@ -265,10 +270,34 @@ def numbers(name: str, got: object, count: int, asked: str) -> list[float]:
 
 
 def changed(before: object, after: object) -> bool:
-    """Whether a tensor or a list holds other things than before; NaN counts as equal to NaN."""
+    """Whether a tensor, a list or a dictionary holds other things than before; NaN counts as equal to NaN."""
+    return any(True for _ in changes(before, after))
+
+
+def changes(before: object, after: object, place: str = "") -> Iterator[tuple[str, object, object]]:
+    """(place, before, after) of each part that holds other things than before, down to the tensors of a dictionary.
+
+    Example:
+        >>> list(changes({"a": [torch.ones(1)]}, {"a": [torch.zeros(1)]}))
+        [("['a'][0]", tensor([1.]), tensor([0.]))]
+    """
     if isinstance(before, Tensor) and isinstance(after, Tensor):
-        return not torch.equal(before.detach().nan_to_num(), after.detach().nan_to_num())
-    return isinstance(before, list) and before != after
+        if not torch.equal(before.detach().nan_to_num(), after.detach().nan_to_num()):
+            yield place, before, after
+    elif isinstance(before, dict) and isinstance(after, dict) and before.keys() == after.keys():
+        for key in before:
+            yield from changes(before[key], after[key], f"{place}[{key!r}]")
+    elif _nested(before) and _nested(after) and len(before) == len(after):
+        for number, parts in enumerate(zip(before, after, strict=True)):
+            yield from changes(*parts, f"{place}[{number}]")
+    else:
+        other = type(before) is not type(after) or isinstance(before, dict) or _nested(before)
+        if other or (isinstance(before, list) and before != after):
+            yield place, before, after
+
+
+def _nested(x: object) -> TypeGuard[list | tuple]:
+    return isinstance(x, list | tuple) and any(isinstance(part, Tensor | dict | list | tuple) for part in x)
 
 
 def same_tensors(got: object, expected: Tensor | float, tolerance: float = TOLERANCE) -> bool:
@@ -325,6 +354,7 @@ def _message(name: str, case: str, got: object, expected: object, cause: str, la
 
 
 SHOWN = 12  # entries of a tensor in a message
+LONGEST = 400  # characters of anything else
 
 
 def _first_difference(got: object, expected: object) -> int:
@@ -344,4 +374,5 @@ def _show(value: object, first: int = 0) -> str:
         return f"{shown}{place} of shape {list(value.shape)}"
     if isinstance(value, Interval):
         return f"mean {value.mean:.3f} in [{value.low:.3f}, {value.high:.3f}], count {value.count}"
-    return repr(value)
+    said = repr(value)
+    return said if len(said) <= LONGEST else f"{said[:LONGEST]} ..."

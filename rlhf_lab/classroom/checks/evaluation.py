@@ -3,7 +3,7 @@
 Each compares a function with the definition: on cases small enough for paper, on random ones, and the whole on probes
 whose answer is known. When something differs, the usual mistakes are tried on the same inputs, and the message names
 the one that gives the same. Answers may be numbers, lists, arrays or tensors of any precision; the normal quantile may
-be 1.96 or exact.
+be 1.96 or exact. Those of judgements and of a win rate stand in `judging`.
 """
 
 import math
@@ -13,168 +13,17 @@ from typing import Any
 
 import numpy as np
 from scipy.special import ndtr
+from torch import Tensor
 
 from rlhf_lab.classroom.checks.comparing import ASKED, NO_RETURN, exercise, fail
-from rlhf_lab.classroom.checks.dawid_skene import RANDOM_CASES, Array, Faults, compare_arrays
+from rlhf_lab.classroom.checks.dawid_skene import RANDOM_CASES, Array, Faults
+from rlhf_lab.classroom.checks.judging import Z, check_outcomes, check_score_interval, compare_answers, listed, rate
 
-Judgement = tuple[str, str, str, int]  # prompt, who wrote the left reply, who the right one, 1, 0 or -1
+__all__ = [
+    "PARTS", "check_evaluation", "check_outcomes", "check_paired", "check_score_interval", "check_step_down", "probes",
+]  # fmt: skip
 Judges = Mapping[str, Callable[[Sequence[str]], Sequence[float]]]
-Z, Z_ONE_SIDED = 1.959964, 1.644854
 FAMILY = 0.05  # level at which a row stands after Holm
-
-
-# -- judgements to outcomes --------------------------------------------------------------------------------------------
-def _signed(judgements: Sequence[Judgement], model: str) -> list[tuple[str, int]]:
-    """(prompt, 1 where the model won, 0 in a tie, -1 where it lost)."""
-    return [(prompt, outcome if left == model else -outcome) for prompt, left, _, outcome in judgements]
-
-
-def _by_prompt(rows: Sequence[tuple[str, float]], middle: Callable[[Sequence[float]], Any] = np.mean) -> list[float]:
-    return [float(middle([x for prompt, x in rows if prompt == one])) for one in dict.fromkeys(p for p, _ in rows)]
-
-
-def _points(rows: Sequence[tuple[str, int]], win: float = 1.0, tie: float = 0.5, loss: float = 0.0) -> list:
-    return [(prompt, {1: win, 0: tie, -1: loss}[x]) for prompt, x in rows]
-
-
-def _outcomes(judgements: Sequence[Judgement], model: str) -> list[float]:
-    return _by_prompt(_points(_signed(judgements, model)))
-
-
-_OUTCOME_FAULTS: Faults = {
-    "the sides are ignored: where the model wrote the right reply, -1 is its win": lambda j, m: _by_prompt(
-        _points([(prompt, outcome) for prompt, _, _, outcome in j])
-    ),
-    "the outcomes are those of the other model": lambda j, m: [1 - x for x in _outcomes(j, m)],
-    "a tie counts as a win: it is half of one": lambda j, m: _by_prompt(_points(_signed(j, m), tie=1.0)),
-    "a tie counts as a loss: it is half a win": lambda j, m: _by_prompt(_points(_signed(j, m), tie=0.0)),
-    "ties are dropped: a tie is one half": lambda j, m: _by_prompt(_points([x for x in _signed(j, m) if x[1]])),
-    "1, 0 and -1 are averaged as they are: an outcome is 1, 1/2 or 0": lambda j, m: _by_prompt(
-        _points(_signed(j, m), 1.0, 0.0, -1.0)
-    ),
-    "one row for each judgement: those of a prompt are averaged first": lambda j, m: [
-        x for _, x in _points(_signed(j, m))
-    ],
-    "the majority of a prompt: its mean is asked": lambda j, m: [
-        float(np.sign(x - 0.5) + 1) / 2 for x in _outcomes(j, m)
-    ],
-    "the sum over a prompt: its mean is asked": lambda j, m: _by_prompt(_points(_signed(j, m)), np.sum),
-    "the last judgement of a prompt replaces the others: the mean is asked": lambda j, m: _by_prompt(
-        _points(_signed(j, m)), lambda some: some[-1]
-    ),
-    "the prompts are sorted: the order of their first judgement is asked": lambda j, m: _outcomes(sorted(j), m),
-}
-
-
-@exercise
-def check_outcomes(function: Callable[[Sequence[Judgement], str], Any]) -> None:
-    """Check `outcomes(judgements, model)`: a number in [0, 1] for each prompt, in the order of their first judgement.
-
-    Raises:
-        AssertionError: with the first case that fails and what usually causes it.
-    """
-    hint = "1 where `model` won, 1/2 in a tie, 0 where it lost, and the mean of each prompt"
-    random = np.random.default_rng(0)
-    hand: list[list[Judgement]] = [
-        [("zoo", "new", "old", 1), ("zoo", "new", "old", 0)],
-        [("zoo", "old", "new", 1), ("bank", "new", "old", 0), ("zoo", "new", "old", 1), ("zoo", "new", "old", 1)],
-        [("pool", "old", "new", -1), ("bank", "old", "new", 0)],
-    ]
-    for judgements in [*hand, *(_random_judgements(random) for _ in range(RANDOM_CASES))]:
-        given = judgements, "new"
-        faults = {cause: partial(_guarded, fault, *given) for cause, fault in _OUTCOME_FAULTS.items()}
-        case = f"judgements {judgements[:4]}{' ...' if len(judgements) > 4 else ''}, model 'new'"
-        compare_arrays("outcomes", case, function, _outcomes(*given), faults, hint, given)
-    print(f"outcomes: passed ({len(hand)} cases by hand, {RANDOM_CASES} random ones, several judges of a prompt)")
-
-
-def _random_judgements(random: np.random.Generator) -> list[Judgement]:
-    prompts = random.permutation(["zoo", "bank", "pool", "market"])[: random.integers(1, 5)].tolist()
-    rows = []
-    for prompt in random.choice(prompts, random.integers(2, 9)).tolist():
-        left, right = ("new", "old") if random.random() < 0.5 else ("old", "new")
-        rows.append((prompt, left, right, int(random.integers(-1, 2))))
-    return rows
-
-
-def _guarded(fault: Callable[..., Any], *given: Any) -> Any:
-    """What the fault gives, NaN where it gives nothing, such as a mean of no values."""
-    with np.errstate(all="ignore"):
-        try:
-            return fault(*given)
-        except (ValueError, ZeroDivisionError):
-            return math.nan
-
-
-# -- a win rate with its interval --------------------------------------------------------------------------------------
-def _score(share: float, shortfall: float, count: float, z: float = Z) -> list[float]:
-    """[share, low, high]: the mu with (share - mu)^2 <= z^2 (mu (1 - mu) - shortfall) / count."""
-    a, b, c = 1 + z * z / count, 2 * share + z * z / count, share**2 + z * z * shortfall / count
-    root = math.sqrt(max(b * b - 4 * a * c, 0.0))
-    return [share, (b - root) / (2 * a), (b + root) / (2 * a)]
-
-
-def _missing(y: Array) -> float:
-    return float((y * (1 - y)).sum())
-
-
-def _rate(y: Array, z: float = Z) -> list[float]:
-    if len(y) == 0:  # where a fault has dropped everything
-        return [math.nan] * 3
-    return _score(float(y.mean()), _missing(y) / (len(y) + 1), len(y), z)
-
-
-def _wald(y: Array, variance: float) -> list[float]:
-    half = Z * math.sqrt(variance / len(y))
-    return [float(y.mean()), float(y.mean()) - half, float(y.mean()) + half]
-
-
-_RATE_FAULTS: Faults = {
-    "the variance is that of yes or no: c is missing, so the interval is too wide where there are ties": lambda y: (
-        _score(float(y.mean()), 0.0, len(y))
-    ),
-    "ties are dropped: they are comparisons, and count half": lambda y: _rate(y[y != 0.5]),
-    "ties count as wins": lambda y: _rate(np.where(y == 0.5, 1.0, y)),
-    "ties count as losses": lambda y: _rate(np.where(y == 0.5, 0.0, y)),
-    "c is divided by n and not by n + 1": lambda y: _score(float(y.mean()), _missing(y) / len(y), len(y)),
-    "z is 1.645, of one side: 95 % between both ends needs 1.96": lambda y: _rate(y, Z_ONE_SIDED),
-    "mean +- z s / sqrt(n), with the variance at the estimate: the score interval takes it at each mu": lambda y: _wald(
-        y, float(y.var())
-    ),
-    "mean +- z s / sqrt(n), with n - 1: the score interval takes the variance at each mu": lambda y: _wald(
-        y, float(y.var(ddof=1))
-    ),
-    "mean +- z sqrt(m (1 - m) / n): of yes or no, and at the estimate": lambda y: _wald(
-        y, float(y.mean() * (1 - y.mean()))
-    ),
-    "low and high are swapped": lambda y: [_rate(y)[i] for i in (0, 2, 1)],
-    "the order is low, rate, high: the rate comes first": lambda y: [_rate(y)[i] for i in (1, 0, 2)],
-    "the middle of the interval in the place of the mean outcome": lambda y: [sum(_rate(y)[1:]) / 2, *_rate(y)[1:]],
-    "the rate of the other model": lambda y: _rate(1 - y),
-}
-
-
-@exercise
-def check_score_interval(function: Callable[[Array], Any]) -> None:
-    """Check `score_interval(outcomes)` -> (win rate, low, high), 95 %, of the variance that the outcomes have.
-
-    Raises:
-        AssertionError: with the first case that fails and what usually causes it.
-    """
-    hint = "(m - mu)^2 = z^2 (mu (1 - mu) - c) / n with c = sum of y (1 - y) / (n + 1), solved for mu: m, low, high"
-    random = np.random.default_rng(1)
-    hand = [[1, 1, 0.5, 0], [1, 0, 1, 1, 0], [0.5, 0.5, 0.5], [1.0, 1.0, 1.0], [0, 0, 0.5, 1, 1, 1, 0.5, 0.25]]
-    drawn = [random.choice([0, 0.5, 1], random.integers(3, 30), p=_law(random)) for _ in range(RANDOM_CASES)]
-    for y in [*(np.array(y, float) for y in hand), *drawn]:
-        faults = {cause: partial(_guarded, fault, y) for cause, fault in _RATE_FAULTS.items()}
-        shown = f"outcomes {y.tolist()}" if len(y) < 9 else f"{len(y)} outcomes that begin with {y[:6].tolist()}"
-        compare_arrays("score_interval", shown, function, _rate(y), faults, hint, (y,))
-    print(f"score_interval: passed ({len(hand)} cases by hand, {RANDOM_CASES} random ones with ties)")
-
-
-def _law(random: np.random.Generator) -> Array:
-    """Of losses, ties and wins."""
-    return random.dirichlet([2.0, 1.0, 2.0])
 
 
 # -- a paired difference -----------------------------------------------------------------------------------------------
@@ -188,13 +37,16 @@ def _t(mean: float, error: float, freedom: float, quantile: float = 0.975, tails
     return [mean, mean - half, mean + half, tails * float(t.sf(abs(mean) / error, freedom))]
 
 
-def _paired(after: Array, before: Array) -> list[float]:
-    d = after - before
-    return _t(float(d.mean()), float(d.std(ddof=1)) / math.sqrt(len(d)), len(d) - 1)
-
-
 def _error(d: Array, ddof: int = 1) -> float:
     return float(d.std(ddof=ddof)) / math.sqrt(len(d))
+
+
+def _paired(
+    after: Array, before: Array, *, error: Callable[[Array], float] = _error, lost: int = 1, **options: Any
+) -> list[float]:
+    """With len - lost degrees of freedom; the options are those of `_t`."""
+    d = after - before
+    return _t(float(d.mean()), error(d), len(d) - lost, **options)
 
 
 def _unpaired(after: Array, before: Array, lists: int = 2) -> list[float]:
@@ -203,35 +55,53 @@ def _unpaired(after: Array, before: Array, lists: int = 2) -> list[float]:
     return _t(float((after - before).mean()), error, lists * (len(after) - 1))
 
 
-def _normal(after: Array, before: Array) -> list[float]:
+def _normal(after: Array, before: Array, z: float = Z) -> list[float]:
     d = after - before
     mean, error = float(d.mean()), _error(d)
-    return [
-        mean,
-        mean - Z * error,
-        mean + Z * error,
-        float(2 * ndtr(-abs(mean) / error)) if error else float(mean == 0),
-    ]
+    p = float(2 * ndtr(-abs(mean) / error)) if error else float(mean == 0)
+    return [mean, mean - z * error, mean + z * error, p]
+
+
+def _flat(after: Array, before: Array, p: float) -> list[float]:
+    """With this p where all differences are equal."""
+    found = _paired(after, before)
+    return [*found[:3], p] if found[1] == found[2] else found
+
+
+def _normal_p(after: Array, before: Array) -> list[float]:
+    return [*_paired(after, before)[:3], _normal(after, before)[3]]
+
+
+def _of_the_normal_law(said: str, z: float) -> Faults:
+    why = "with n values it is Student's t with n - 1"
+    return {
+        f"{said} and the normal law: {why}": partial(_normal, z=z),
+        f"{said} in the interval: {why}, as in p": lambda a, b: [*_normal(a, b, z)[:3], _paired(a, b)[3]],
+    }
 
 
 _PAIRED_FAULTS: Faults = {
     "unpaired, the variances of both lists are added: what the rows share stays in": _unpaired,
     "unpaired, the variances of both lists are added, with n - 1 degrees of freedom": partial(_unpaired, lists=1),
     "before - after: the sign is the other way round": lambda a, b: _paired(b, a),
-    "the variance is divided by n: n - 1, since the mean was estimated too": lambda a, b: _t(
-        float((a - b).mean()), _error(a - b, 0), len(a) - 1
+    "the variance is divided by n: n - 1, since the mean was estimated too": partial(
+        _paired, error=partial(_error, ddof=0)
     ),
-    "1.96 and the normal law: with n values it is Student's t with n - 1": _normal,
-    "the quantile of one side, 0.95: both ends together leave out 5 %, so it is 0.975": lambda a, b: _t(
-        float((a - b).mean()), _error(a - b), len(a) - 1, 0.95
+    **_of_the_normal_law("1.96", 1.96),
+    **_of_the_normal_law("1.959964", Z),
+    "the p-value is that of the normal law: Student's t with n - 1 degrees of freedom": _normal_p,
+    "the quantile of one side, 0.95: both ends together leave out 5 %, so it is 0.975": partial(_paired, quantile=0.95),
+    "the p-value of one side: twice that": partial(_paired, tails=1),
+    "n degrees of freedom: n - 1": partial(_paired, lost=0),
+    "the standard deviation in the place of that of a mean: divide by sqrt(n)": partial(
+        _paired, error=lambda d: d.std(ddof=1)
     ),
-    "the p-value of one side: twice that": lambda a, b: _t(
-        float((a - b).mean()), _error(a - b), len(a) - 1, 0.975, tails=1
+    "s / n: the root is missing, s / sqrt(n)": partial(_paired, error=lambda d: d.std(ddof=1) / len(d)),
+    "the variance in the place of the standard deviation": partial(
+        _paired, error=lambda d: d.var(ddof=1) / math.sqrt(len(d))
     ),
-    "n degrees of freedom: n - 1": lambda a, b: _t(float((a - b).mean()), _error(a - b), len(a)),
-    "the standard deviation in the place of that of a mean: divide by sqrt(n)": lambda a, b: _t(
-        float((a - b).mean()), float((a - b).std(ddof=1)), len(a) - 1
-    ),
+    "p is 1 where all differences are equal: it is 0, unless they are all 0": partial(_flat, p=1.0),
+    "p is 0 where all differences are equal: it is 1 if they are all 0": partial(_flat, p=0.0),
     "the median of the differences: the mean is asked": lambda a, b: [float(np.median(a - b)), *_paired(a, b)[1:]],
 }
 
@@ -243,17 +113,19 @@ def check_paired(function: Callable[[Array, Array], Any]) -> None:
     Raises:
         AssertionError: with the first case that fails and what usually causes it.
     """
-    hint = "d = after - before row by row; mean +- t s / sqrt(n) n - 1 degrees of freedom: mean, low, high, p"
+    hint = (
+        "d = after - before row by row; mean, mean -+ t s / sqrt(n) with n - 1 degrees of freedom, and p of both "
+        "sides; where all d are equal, p is 0, or 1 if they are all 0"
+    )
     random = np.random.default_rng(2)
-    hand = [([2.0, 3.0, 5.0], [1.0, 1.0, 2.0]), ([1.0, 2.0], [1.0, 2.0]), ([3.0, 4.0, 9.0], [1.0, 2.0, 7.0])]
+    hand = [([2.0, 3.0, 7.0], [1.0, 1.0, 2.0]), ([1.0, 2.0], [1.0, 2.0]), ([3.0, 4.0, 9.0], [1.0, 2.0, 7.0])]
     cases = [(np.array(a), np.array(b)) for a, b in hand]
     for _ in range(RANDOM_CASES):
         shared = random.normal(0, 3, random.integers(3, 12))
         cases.append(tuple(shared + random.normal(size=len(shared)) for _ in range(2)))  # type: ignore[arg-type]
     for after, before in cases:
-        faults = {cause: partial(_guarded, fault, after, before) for cause, fault in _PAIRED_FAULTS.items()}
         case = f"after {after.round(2).tolist()}, before {before.round(2).tolist()}"
-        compare_arrays("paired", case, function, _paired(after, before), faults, hint, (after, before))
+        compare_answers("paired", case, function, _paired(after, before), _PAIRED_FAULTS, hint, (after, before))
     print(f"paired: passed ({len(hand)} cases by hand, two of them without any spread, {RANDOM_CASES} random ones)")
 
 
@@ -282,6 +154,19 @@ def _holm(p: Array) -> Array:
     return _stepped(p, lambda m, i: m - i, _upwards)
 
 
+def _bare(p: Array) -> Array:
+    """Without the running maximum."""
+    return _stepped(p, lambda m, i: m - i, lambda x: x)
+
+
+def _hochberg(p: Array) -> Array:
+    return _stepped(p, lambda m, i: m - i, _downwards)
+
+
+def _sidak(p: Array) -> Array:
+    return _upwards(1 - (1 - np.sort(p)) ** np.arange(len(p), 0, -1))[_ranks(p)]
+
+
 def _false_finds(p: Array) -> Array:
     return _stepped(p, lambda m, i: m / (i + 1.0), _downwards)
 
@@ -291,17 +176,16 @@ def _unbounded(p: Array) -> Array:
 
 
 _HOLM_FAULTS: Faults = {
-    "the running maximum is missing: no row may have a smaller one than a row with a smaller p": lambda p: _stepped(
-        p, lambda m, i: m - i, lambda x: x
-    ),
+    "the running maximum is missing: no row may have a smaller one than a row with a smaller p": _bare,
+    "the running maximum goes along the order given: it goes from the smallest p up": lambda p: _upwards(_bare(p)),
+    "read with [order] where it has to be written: adjusted[order] = ...": lambda p: np.sort(_holm(p))[np.argsort(p)],
     "m p, Bonferroni: only the smallest p is multiplied by m": lambda p: np.minimum(len(p) * p, 1.0),
     "the order is that of the sorted p: give each row its own": lambda p: np.sort(_holm(p)),
     "the factors end at 0: the largest p is multiplied by 1": lambda p: _stepped(p, lambda m, i: m - i - 1.0, _upwards),
     "the factors end at 2: the largest p is multiplied by 1": lambda p: _stepped(p, lambda m, i: m - i + 1.0, _upwards),
     "m p / rank, Benjamini and Hochberg: that bounds the share of false finds, not the chance of any": _false_finds,
-    "the running minimum from the largest p down, Hochberg: Holm takes the running maximum upwards": lambda p: _stepped(
-        p, lambda m, i: m - i, _downwards
-    ),
+    "the running minimum from the largest p down, Hochberg: Holm takes the running maximum upwards": _hochberg,
+    "1 - (1 - p)^k, Sidak: Holm multiplies p by k": _sidak,
     "the factors rise with p: the smallest p is multiplied by m": lambda p: _stepped(p, lambda m, i: i + 1.0, _upwards),
     "p itself: nothing is adjusted": lambda p: p,
     "a probability is at most 1": _unbounded,
@@ -321,8 +205,7 @@ def check_step_down(function: Callable[[Array], Any]) -> None:
     hand = [[0.01, 0.04, 0.03], [0.5], [0.02, 0.02], [0.9, 0.001, 0.6], [0.013, 0.012, 0.04, 0.3]]
     drawn = [random.random(random.integers(2, 9)) ** 2 for _ in range(RANDOM_CASES)]
     for p in [*map(np.array, hand), *drawn]:
-        faults = {cause: partial(fault, p) for cause, fault in _HOLM_FAULTS.items()}
-        compare_arrays("step_down", f"p {p.round(3).tolist()}", function, _holm(p), faults, hint, (p,))
+        compare_answers("step_down", f"p {p.round(3).tolist()}", function, _holm(p), _HOLM_FAULTS, hint, (p,))
     print(f"step_down: passed ({len(hand)} cases by hand, {RANDOM_CASES} random ones)")
 
 
@@ -342,9 +225,9 @@ def _evaluation(
 ) -> Array:
     """[judges, 7], in the order of `PARTS`."""
     scores = [tuple(np.asarray(judge(texts), float) for texts in (after, before)) for judge in judges.values()]
-    rows = [(paired(a, b), _rate(points(a, b))) for a, b in scores]
+    rows = [(paired(a, b), rate(points(a, b))) for a, b in scores]
     stands = adjusted(np.array([row[3] for row, _ in rows])) <= family
-    return np.array([[*row[:3], *rate, float(yes)] for (row, rate), yes in zip(rows, stands, strict=True)])
+    return np.array([[*row[:3], *share, float(yes)] for (row, share), yes in zip(rows, stands, strict=True)])
 
 
 def _of_rates(after: Sequence[str], before: Sequence[str], judges: Judges) -> Array:
@@ -354,20 +237,50 @@ def _of_rates(after: Sequence[str], before: Sequence[str], judges: Judges) -> Ar
     return table
 
 
+def _risen(after: Sequence[str], before: Sequence[str], judges: Judges) -> Array:
+    """Stands only where the difference is above 0."""
+    table = _evaluation(after, before, judges)
+    table[:, 6] *= table[:, 0] > 0
+    return table
+
+
+def _per_cent(after: Sequence[str], before: Sequence[str], judges: Judges) -> Array:
+    return _evaluation(after, before, judges) * (1, 1, 1, 100, 100, 100, 1)
+
+
 _WHOLE_FAULTS: Faults = {
     "the two models are swapped: after less before": lambda a, b, j: _evaluation(b, a, j),
     "the rows are not paired: differences row by row": partial(_evaluation, paired=_unpaired),
     "the rows are not paired, with n - 1 degrees of freedom": partial(_evaluation, paired=partial(_unpaired, lists=1)),
+    "the variance is divided by n: n - 1": partial(_evaluation, paired=partial(_paired, error=partial(_error, ddof=0))),
+    "the p-values are those of one side, or the level is 0.1: both sides and 5 % are asked": partial(
+        _evaluation, paired=partial(_paired, tails=1)
+    ),
+    "the p-values are those of the normal law: Student's t with n - 1": partial(_evaluation, paired=_normal_p),
+    "the level is 0.01: 5 % is asked": partial(_evaluation, family=0.01),
     "each judge by its own p: Holm looks at all of them together": partial(_evaluation, adjusted=lambda p: p),
     "Bonferroni: only the smallest p is multiplied by m": partial(_evaluation, adjusted=lambda p: len(p) * p),
     "Benjamini and Hochberg: that bounds another error": partial(_evaluation, adjusted=_false_finds),
+    "Hochberg, a running minimum from the largest p down: Holm takes the running maximum upwards": partial(
+        _evaluation, adjusted=_hochberg
+    ),
+    "the running maximum is missing": partial(_evaluation, adjusted=_bare),
+    "1 - (1 - p)^k, Sidak: Holm multiplies p by k": partial(_evaluation, adjusted=_sidak),
+    "Holm over more rows: one p-value for each judge, that of its difference": partial(
+        _evaluation, adjusted=lambda p: _holm(np.append(p, np.ones(len(p))))[: len(p)]
+    ),
+    "the adjusted p are in ascending order: give each judge its own": partial(
+        _evaluation, adjusted=lambda p: np.sort(_holm(p))
+    ),
     "equal scores count as a win: they tie": partial(_evaluation, points=lambda a, b: (a >= b).astype(float)),
     "equal scores count as a loss: they tie": partial(_evaluation, points=lambda a, b: (a > b).astype(float)),
     "the win rate is that of the other model": partial(_evaluation, points=lambda a, b: (np.sign(b - a) + 1) / 2),
     "rows with equal scores are dropped from the win rate: a tie is one half": partial(
         _evaluation, points=lambda a, b: (a > b)[a != b].astype(float)
     ),
+    "per cent: a share is asked": _per_cent,
     "what stands is read from the win rate: it is asked of the differences, after Holm": _of_rates,
+    "only what rose stands: a fall stands too": _risen,
     "every score of one model against every score of the other: the same prompt, row by row": partial(
         _evaluation, points=lambda a, b: ((np.sign(np.subtract.outer(a, b)) + 1) / 2).ravel()
     ),
@@ -383,12 +296,31 @@ def _texts(table: Array) -> list[str]:
     return [" ".join(f"{x:g}" for x in row) for row in table]
 
 
+def _with_p(random: np.random.Generator, wanted: Sequence[float], rows: int = 30) -> list[str]:
+    """Replies whose numbers have, paired with zeros, these p-values to about four digits; a minus makes it a fall."""
+    from scipy.stats import t  # costs a second that only this needs
+
+    x = random.normal(size=(rows, len(wanted)))
+    x = (x - x.mean(0)) / x.std(0, ddof=1)
+    mean = np.sign(wanted) * t.isf(np.abs(wanted) / 2, rows - 1) / math.sqrt(rows)
+    return _texts((x + mean).round(4))
+
+
+_CLOSE = {
+    "two of four stand, one of them a fall": [0.03, -0.001, 0.6, 0.014],  # after Holm 0.06, 0.004, 0.6, 0.042
+    "two of four stand, and a third nearly": [0.01, 0.7, 0.004, 0.045],  # 0.03, 0.7, 0.016, 0.09
+    "none of three stands": [0.02, 0.024, 0.9],  # 0.06, 0.06, 0.9
+    "none of four stands, by a hair": [0.7, 0.0126, 0.5, 0.9],  # 1, 0.0504, 1, 1
+}
+ZEROS = "0 0 0 0"
+
+
 def probes() -> dict[str, tuple[list[str], list[str], dict[str, Callable[[Sequence[str]], list[float]]]]]:
     """Name -> (after, before, judges): replies that are a row of numbers, and judges who read one of them.
 
-    The answers are known: of the same replies twice; of replies that are better by 2 in every row; of two columns that
-    both differ by 0.5 a row, one beside a large shared part; of twenty columns without any difference but one that
-    leaves out 0 by chance; and of ties.
+    The answers are known: of ties; of the same replies twice; of replies that are better by 2 in every row; of two
+    columns that both differ by 0.5 a row, one beside a large shared part; of twenty columns without any difference but
+    one that leaves out 0 by chance; and of columns with p-values at which Holm and what resembles it disagree.
     """
     random = np.random.default_rng(4)
     shared, noise = random.normal(0, 5, (12, 1)).round(1), random.normal(0, 0.3, (12, 2)).round(1)
@@ -400,13 +332,19 @@ def probes() -> dict[str, tuple[list[str], list[str], dict[str, Callable[[Sequen
     def judges(count: int) -> dict[str, Callable[[Sequence[str]], list[float]]]:
         return {f"judge {i}": _reading(i) for i in range(count)}
 
+    close = {name: _with_p(random, wanted) for name, wanted in _CLOSE.items()}
     return {
+        "mostly ties": (_texts(tied), _texts(0 * tied), judges(1)),
         "the same replies twice": (_texts(base), _texts(base), judges(2)),
         "better by 2 in every row": (_texts(base + 2), _texts(base), judges(2)),
         "a large part that both share": (_texts(shared + noise + 0.5), _texts(shared + 0 * noise), judges(2)),
         "twenty judges, one of whom differs by chance": (_texts(null), _texts(0 * null), judges(20)),
-        "mostly ties": (_texts(tied), _texts(0 * tied), judges(1)),
+        **{name: (after, [ZEROS] * len(after), judges(len(_CLOSE[name]))) for name, after in close.items()},
     }
+
+
+def _has_length(row: object) -> bool:
+    return isinstance(row, Sequence) or (isinstance(row, Array | Tensor) and row.ndim > 0)
 
 
 @exercise
@@ -423,10 +361,11 @@ def check_evaluation(function: Callable[[Sequence[str], Sequence[str], Judges], 
         wanted = f"a dict with {list(judges)[:3]}{' ...' if len(judges) > 3 else ''}"
         if not isinstance(got, Mapping) or set(got) != set(judges):
             fail("evaluation", case, got, wanted, NO_RETURN if got is None else hint, ASKED)
-        sizes = {name: len(row) if isinstance(row, Sequence | Array) else 1 for name, row in got.items()}
+        rows = {name: listed(row) for name, row in got.items()}
+        sizes = {name: len(row) if _has_length(row) else 1 for name, row in rows.items()}
         if set(sizes.values()) != {7}:
             fail("evaluation, numbers of a judge", case, sizes, 7, PARTS, ASKED)
-        return np.array([[float(x) for x in got[name]] for name in judges])
+        return np.array([[float(x) for x in rows[name]] for name in judges])
 
     random = np.random.default_rng(5)
     cases: dict[str, tuple] = dict(probes())
@@ -434,6 +373,5 @@ def check_evaluation(function: Callable[[Sequence[str], Sequence[str], Judges], 
         tables = [random.normal(0, 1, (15, 4)).round(number % 2) + shift for shift in (0.7, 0.0)]
         cases[f"random replies {number}"] = (*map(_texts, tables), {f"judge {i}": _reading(i) for i in range(4)})
     for case, given in cases.items():
-        faults = {cause: partial(_guarded, fault, *given) for cause, fault in _WHOLE_FAULTS.items()}
-        compare_arrays("evaluation", case, as_table, _evaluation(*given), faults, hint, given)
+        compare_answers("evaluation", case, as_table, _evaluation(*given), _WHOLE_FAULTS, hint, given)
     print(f"evaluation: passed ({len(probes())} probes with known answers, 5 random tables)")

@@ -3,12 +3,7 @@
 The weights are a plain dictionary (`gpt2_weights` makes it of a GPT-2, `random_weights` of nothing), a piece is a
 function of weights and tensors. Each check compares it with the definition in float64, on random weights and inputs.
 When something differs, the usual mistakes are tried on the same inputs, and the message names the one that gives the
-same. Answers may be tensors or arrays of any precision, and computed in any way.
-
-    w["tokens"] [V, d]   w["positions"] [L, d]   w["blocks"], one dictionary a block   w["norm"]
-    a block: "norm_1", "qkv" [d, 3d], "out" [d, d], "norm_2", "up" [d, 4d], "down" [4d, d]
-
-Every entry but the first two and the list of blocks is a pair (weight, bias).
+same. Answers may be tensors or arrays, float32 or float64, and computed in any way.
 """
 
 import math
@@ -28,35 +23,35 @@ from rlhf_lab.classroom.checks.comparing import (
     odd_tensors,
     same_tensors,
 )
+from rlhf_lab.classroom.checks.gpt2 import (
+    CONTEXT,
+    HEADS,
+    VOCABULARY,
+    WIDTH,
+    Weights,
+    all_logits,
+    attended,
+    block_output,
+    columns,
+    embedded,
+    linear,
+    mlp,
+    norm,
+    random_ids,
+    random_tensor,
+    random_weights,
+    self_attended,
+    states,
+    tanh_gelu,
+)
 
 RANDOM_CASES = 6
-HEADS, WIDTH, VOCABULARY, CONTEXT = 3, 12, 7, 9  # of the random models
-Pair = tuple[Tensor, Tensor]
-Weights = dict[str, Any]
 Faults = Mapping[str, Callable[..., Tensor]]
-NOT_FINITE = "a row of the softmax may have nothing left to see: every position sees itself"
-
-
-# -- weights -----------------------------------------------------------------------------------------------------------
-def linear(x: Tensor, pair: Pair) -> Tensor:
-    """x @ weight + bias, with weight [inputs, outputs] as GPT-2 stores it.
-
-    Example:
-        >>> linear(torch.ones(1, 2), (torch.eye(2), torch.tensor([0.0, 1.0])))
-        tensor([[1., 2.]])
-    """
-    weight, bias = pair
-    return x @ weight + bias
-
-
-def norm(x: Tensor, pair: Pair) -> Tensor:
-    """Layer norm over the last axis: each position shifted to mean 0 and scaled to variance 1, then weight and bias.
-
-    Example:
-        >>> norm(torch.tensor([1.0, 3.0]), (torch.ones(2), torch.zeros(2)))
-        tensor([-1.0000,  1.0000])
-    """
-    return functional.layer_norm(x, x.shape[-1:], *pair)
+NOT_FINITE = (
+    "a row of the softmax may have nothing left to see: every position sees itself. A log_softmax in its place gives "
+    "infinity too"
+)
+HALF = "numbers of 16 bits are too coarse for this check, which compares five digits: float32 or float64"
 
 
 def gpt2_weights(model: PreTrainedModel) -> Weights:
@@ -82,111 +77,28 @@ def gpt2_weights(model: PreTrainedModel) -> Weights:
     }
 
 
-def random_weights(seed: int = 0, blocks: int = 2) -> Weights:
-    """A small random model, float64: `VOCABULARY` tokens, `CONTEXT` positions, width `WIDTH`, `HEADS` heads."""
-    generator = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
-    pair = lambda *shape: (draw(*shape) / math.sqrt(shape[0]), 0.3 * draw(shape[-1]))  # noqa: E731
-    scale = lambda: (1 + 0.3 * draw(WIDTH), 0.3 * draw(WIDTH))  # noqa: E731
-    one = lambda: {  # noqa: E731
-        "norm_1": scale(), "qkv": pair(WIDTH, 3 * WIDTH), "out": pair(WIDTH, WIDTH),
-        "norm_2": scale(), "up": pair(WIDTH, 4 * WIDTH), "down": pair(4 * WIDTH, WIDTH),
-    }  # fmt: skip
-    tables = {"tokens": draw(VOCABULARY, WIDTH), "positions": draw(CONTEXT, WIDTH)}
-    return {**tables, "blocks": [one() for _ in range(blocks)], "norm": scale()}
-
-
-# -- the definition ----------------------------------------------------------------------------------------------------
-def _visible(queries: int, keys: int, *, sees: str = "past") -> Tensor:
-    """[queries, keys] bool: the queries are the last positions, and each sees itself and what is before it."""
-    own = torch.arange(queries)[:, None] + (0 if sees == "aligned at the first key" else keys - queries)
-    keys_at = torch.arange(keys)
-    tables = {"all": keys_at >= 0 * own, "future": keys_at >= own, "strictly past": keys_at < own}
-    return tables.get(sees, keys_at <= own)
-
-
-def attended(
-    q: Tensor, k: Tensor, v: Tensor, *, sees: str = "past", scale: float | None = None, axis: int = -1, hide: str = ""
-) -> Tensor:
-    scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
-    visible = _visible(q.shape[-2], k.shape[-2], sees=sees)
-    if hide == "after":
-        return (scores.softmax(axis) * visible) @ v
-    return scores.masked_fill(~visible, 0.0 if hide == "zero" else -math.inf).softmax(axis) @ v
-
-
-def _self_attention(
-    b: Weights,
-    x: Tensor,
-    heads: int,
-    *,
-    order: tuple[int, int, int] = (0, 1, 2),
-    cut: str = "",
-    out: bool = True,
-    attend: Callable[[Tensor, Tensor, Tensor], Tensor] = attended,
-) -> Tensor:
-    parts = linear(x, b["qkv"]).chunk(3, -1)
-    batch, length, width = x.shape
-
-    def split(part: Tensor) -> Tensor:
-        if cut == "interleaved":
-            return part.view(batch, length, width // heads, heads).permute(0, 3, 1, 2)
-        if cut == "no transpose":
-            return part.reshape(batch, heads, length, width // heads)
-        return part.view(batch, length, heads, width // heads).transpose(1, 2)
-
-    seen = attend(*(split(parts[i]) for i in order))
-    merged = seen.reshape(x.shape) if cut == "not merged" else seen.transpose(1, 2).reshape(x.shape)
-    return linear(merged, b["out"]) if out else merged
-
-
-def _mlp(b: Weights, x: Tensor, act: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    act = act or partial(functional.gelu, approximate="tanh")
-    return linear(act(linear(x, b["up"])), b["down"])
-
-
-def block_output(
-    b: Weights, x: Tensor, heads: int, attend: Callable[[Tensor, Tensor, Tensor], Tensor] = attended
-) -> Tensor:
-    x = x + _self_attention(b, norm(x, b["norm_1"]), heads, attend=attend)
-    return x + _mlp(b, norm(x, b["norm_2"]))
-
-
-def embedded(w: Weights, ids: Tensor, positions: Tensor) -> Tensor:
-    return w["tokens"][ids] + w["positions"][positions]
-
-
-def _states(w: Weights, ids: Tensor, positions: Tensor, heads: int, attend: Callable = attended) -> Tensor:
-    x = embedded(w, ids, positions)
-    for b in w["blocks"]:
-        x = block_output(b, x, heads, attend)
-    return x
-
-
-def all_logits(w: Weights, ids: Tensor, positions: Tensor, heads: int, attend: Callable = attended) -> Tensor:
-    return norm(_states(w, ids, positions, heads, attend), w["norm"]) @ w["tokens"].T
-
-
-def columns(ids: Tensor) -> Tensor:
-    return torch.arange(ids.shape[1]).expand(ids.shape)
-
-
 # -- comparing ---------------------------------------------------------------------------------------------------------
 def compare_tensors(
-    name: str, case: str, function: Callable, expected: Tensor, faults: Faults, hint: str, inputs: tuple
+    name: str,
+    case: str,
+    function: Callable,
+    expected: Tensor,
+    faults: Faults,
+    hint: str,
+    inputs: tuple,
+    *,
+    not_finite: str = "",
 ) -> Any:
-    """`compare` for tensors; each fault gets the inputs."""
+    """`compare` for tensors; each fault gets the inputs. `not_finite` is the cause where NaN or infinity comes out."""
     wrong = {cause: partial(fault, *inputs) for cause, fault in faults.items()}
-    odd = lambda got, right: odd_tensors(got, right, not_finite=NOT_FINITE)  # noqa: E731
+    odd = partial(_odd, not_finite=not_finite)
     return compare(name, case, function, expected, wrong, hint, same=same_tensors, odd=odd, inputs=inputs)
 
 
-def random_tensor(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def random_ids(seed: int, *shape: int) -> Tensor:
-    return torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(seed))
+def _odd(got: object, expected: Tensor, not_finite: str) -> str | None:
+    if isinstance(got, Tensor) and got.dtype in (torch.bfloat16, torch.float16):
+        return HALF
+    return odd_tensors(got, expected, not_finite=not_finite)
 
 
 # -- the checks --------------------------------------------------------------------------------------------------------
@@ -211,7 +123,7 @@ def check_embed(function: Callable[[Weights, Tensor, Tensor], Tensor]) -> None:
     Raises:
         AssertionError: with the first case that fails and what usually causes it.
     """
-    hint = 'w["tokens"][ids] + w["positions"][positions]'
+    hint = "the row of each token plus the row of its given position"
     cases = [("a row that begins behind two columns of padding", random_ids(0, 1, 4), torch.tensor([[0, 0, 0, 1]]))]
     cases += [
         (f"random ids and positions {seed}", random_ids(seed, 2, 5), random_ids(seed + 50, 2, 5)) for seed in range(3)
@@ -234,6 +146,7 @@ _ATTENTION_FAULTS: Faults = {
         partial(attended, sees="aligned at the first key")
     ),
     "the mask comes after the softmax, so rows do not add up to 1: put -inf before it": partial(attended, hide="after"),
+    "one later position is seen too: the mask begins one column too late": partial(attended, sees="one too late"),
     "hidden scores are 0 and not -inf: exp(0) is 1": partial(attended, hide="zero"),
     "1 / sqrt(D) is missing": partial(attended, scale=1.0),
     "the scores are divided by D and not by its root": lambda q, k, v: attended(q, k, v, scale=1 / q.shape[-1]),
@@ -269,33 +182,47 @@ def check_attention(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Non
     cases = [("by hand: the second position has weights 1/4 and 3/4", tuple(hand))]
     cases += [_attention_case(seed) for seed in range(RANDOM_CASES)]
     for case, inputs in cases:
-        compare_tensors("attention", case, function, attended(*inputs), _ATTENTION_FAULTS, hint, inputs)
+        compare_tensors(
+            "attention", case, function, attended(*inputs), _ATTENTION_FAULTS, hint, inputs, not_finite=NOT_FINITE
+        )
     print(f"attention: passed (a case by hand, {RANDOM_CASES} random ones, also with fewer queries than keys)")
 
 
 _HEAD_FAULTS: Faults = {
-    "one head of width d: cut the width into heads first": lambda b, x, h: _self_attention(b, x, 1),
-    "heads are cut as [d / H, H] and not as [H, d / H]": partial(_self_attention, cut="interleaved"),
+    "one head of width d: cut the width into heads first": lambda b, x, h: self_attended(b, x, 1),
+    "a head takes every H-th number of the width: it is d / H numbers in a row": partial(
+        self_attended, cut="interleaved"
+    ),
+    "d / H heads of width H: it is H heads, unflatten(-1, (heads, -1))": lambda b, x, h: self_attended(
+        b, x, x.shape[-1] // h
+    ),
+    "reshaped to [B, H, T, D] and back to [B, T, d], both without transpose(1, 2): that mixes positions": partial(
+        self_attended, cut="never transposed"
+    ),
+    "attention over the heads: it reads the last two axes, so [B, T, H, D] needs transpose(1, 2)": partial(
+        self_attended, cut="over heads"
+    ),
+    "cut into heads first and into q, k, v inside each: the three parts of width d come first": partial(
+        self_attended, cut="head by head"
+    ),
     "cut by view(B, H, T, D), which mixes positions: view(B, T, H, D), then transpose(1, 2)": partial(
-        _self_attention, cut="no transpose"
+        self_attended, cut="no transpose"
     ),
-    "merged without transpose(1, 2): [B, H, T, D] back to [B, T, H, D] first": partial(
-        _self_attention, cut="not merged"
-    ),
-    "the last projection, out, is missing": partial(_self_attention, out=False),
+    "merged without transpose(1, 2): [B, H, T, D] back to [B, T, H, D] first": partial(self_attended, cut="not merged"),
+    "the last projection, out, is missing": partial(self_attended, out=False),
     "queries and keys are exchanged: the three parts of qkv are queries, keys, values": partial(
-        _self_attention, order=(1, 0, 2)
+        self_attended, order=(1, 0, 2)
     ),
-    "the parts are taken as keys, values, queries": partial(_self_attention, order=(2, 0, 1)),
-    "the parts are taken as values, keys, queries": partial(_self_attention, order=(2, 1, 0)),
-    "the bias of qkv is missing": lambda b, x, h: _self_attention(b | {"qkv": (b["qkv"][0], 0 * b["qkv"][1])}, x, h),
-    "the bias of out is missing": lambda b, x, h: _self_attention(b | {"out": (b["out"][0], 0 * b["out"][1])}, x, h),
-    "the causal mask is missing": partial(_self_attention, attend=partial(attended, sees="all")),
-    "the scores are divided by sqrt(d): it is the width of a head": lambda b, x, h: _self_attention(
+    "the parts are taken as keys, values, queries": partial(self_attended, order=(2, 0, 1)),
+    "the parts are taken as values, keys, queries": partial(self_attended, order=(2, 1, 0)),
+    "the bias of qkv is missing": lambda b, x, h: self_attended(b | {"qkv": (b["qkv"][0], 0 * b["qkv"][1])}, x, h),
+    "the bias of out is missing": lambda b, x, h: self_attended(b | {"out": (b["out"][0], 0 * b["out"][1])}, x, h),
+    "the causal mask is missing": partial(self_attended, attend=partial(attended, sees="all")),
+    "the scores are divided by sqrt(d): it is the width of a head": lambda b, x, h: self_attended(
         b, x, h, attend=partial(attended, scale=x.shape[-1] ** -0.5)
     ),
-    "norm_1 is applied here too: that is the block's work": lambda b, x, h: _self_attention(b, norm(x, b["norm_1"]), h),
-    "x is added here too: that is the block's work": lambda b, x, h: x + _self_attention(b, x, h),
+    "norm_1 is applied here too: that is the block's work": lambda b, x, h: self_attended(b, norm(x, b["norm_1"]), h),
+    "x is added here too: that is the block's work": lambda b, x, h: x + self_attended(b, x, h),
 }
 
 
@@ -311,39 +238,58 @@ def check_self_attention(function: Callable[[Weights, Tensor, int], Tensor]) -> 
         b, x, heads = random_weights(seed, 1)["blocks"][0], random_tensor(seed, 2, 4, WIDTH), (HEADS, 2, 1)[seed % 3]
         case = f"random weights {seed}, {heads} head{'s' if heads > 1 else ''} of width {WIDTH // heads}"
         inputs = (b, x, heads)
-        compare_tensors("self_attention", case, function, _self_attention(*inputs), _HEAD_FAULTS, hint, inputs)
+        compare_tensors(
+            "self_attention", case, function, self_attended(*inputs), _HEAD_FAULTS, hint, inputs, not_finite=NOT_FINITE
+        )
     print(f"self_attention: passed ({RANDOM_CASES} random ones with 1 to {HEADS} heads)")
+
+
+def _with_mlp(part: Callable[[Weights, Tensor], Tensor]) -> Callable[[Weights, Tensor, int], Tensor]:
+    """A block with another part in the place of the MLP."""
+
+    def block(b: Weights, x: Tensor, heads: int) -> Tensor:
+        x = x + self_attended(b, norm(x, b["norm_1"]), heads)
+        return x + part(b, norm(x, b["norm_2"]))
+
+    return block
 
 
 _BLOCK_FAULTS: Faults = {
     "the norms come after the parts and not before: GPT-2 is pre-norm, x + f(norm(x))": lambda b, x, h: norm(
-        (y := norm(x + _self_attention(b, x, h), b["norm_1"])) + _mlp(b, y), b["norm_2"]
+        (y := norm(x + self_attended(b, x, h), b["norm_1"])) + mlp(b, y), b["norm_2"]
+    ),
+    "nothing is added to x, neither after the attention nor after the MLP": lambda b, x, h: mlp(
+        b, norm(self_attended(b, norm(x, b["norm_1"]), h), b["norm_2"])
     ),
     "nothing is added to x after the attention": lambda b, x, h: (
-        (y := _self_attention(b, norm(x, b["norm_1"]), h)) + _mlp(b, norm(y, b["norm_2"]))
+        (y := self_attended(b, norm(x, b["norm_1"]), h)) + mlp(b, norm(y, b["norm_2"]))
     ),
-    "nothing is added after the MLP": lambda b, x, h: _mlp(
-        b, norm(x + _self_attention(b, norm(x, b["norm_1"]), h), b["norm_2"])
+    "nothing is added after the MLP": lambda b, x, h: mlp(
+        b, norm(x + self_attended(b, norm(x, b["norm_1"]), h), b["norm_2"])
     ),
     "the MLP reads x from before the attention": lambda b, x, h: (
-        x + _self_attention(b, norm(x, b["norm_1"]), h) + _mlp(b, norm(x, b["norm_2"]))
+        x + self_attended(b, norm(x, b["norm_1"]), h) + mlp(b, norm(x, b["norm_2"]))
     ),
     "the normed x is what the attention is added to": lambda b, x, h: (
-        (y := norm(x, b["norm_1"]) + _self_attention(b, norm(x, b["norm_1"]), h)) + _mlp(b, norm(y, b["norm_2"]))
+        (y := norm(x, b["norm_1"]) + self_attended(b, norm(x, b["norm_1"]), h)) + mlp(b, norm(y, b["norm_2"]))
     ),
-    "the norms are missing": lambda b, x, h: (y := x + _self_attention(b, x, h)) + _mlp(b, y),
-    "the first norm is missing": lambda b, x, h: (y := x + _self_attention(b, x, h)) + _mlp(b, norm(y, b["norm_2"])),
-    "the second norm is missing": lambda b, x, h: (y := x + _self_attention(b, norm(x, b["norm_1"]), h)) + _mlp(b, y),
+    "the norms are missing": lambda b, x, h: (y := x + self_attended(b, x, h)) + mlp(b, y),
+    "the first norm is missing": lambda b, x, h: (y := x + self_attended(b, x, h)) + mlp(b, norm(y, b["norm_2"])),
+    "the second norm is missing": lambda b, x, h: (y := x + self_attended(b, norm(x, b["norm_1"]), h)) + mlp(b, y),
     "norm_1 is used twice": lambda b, x, h: block_output(b | {"norm_2": b["norm_1"]}, x, h),
-    "the MLP is missing": lambda b, x, h: x + _self_attention(b, norm(x, b["norm_1"]), h),
-    "relu in the place of GELU": lambda b, x, h: (
-        (y := x + _self_attention(b, norm(x, b["norm_1"]), h)) + _mlp(b, norm(y, b["norm_2"]), torch.relu)
+    "norm_1 and norm_2 are exchanged": lambda b, x, h: block_output(
+        b | {"norm_1": b["norm_2"], "norm_2": b["norm_1"]}, x, h
     ),
-    "the exact GELU: GPT-2 has its approximation by tanh": lambda b, x, h: (
-        (y := x + _self_attention(b, norm(x, b["norm_1"]), h)) + _mlp(b, norm(y, b["norm_2"]), functional.gelu)
+    "the MLP is missing": lambda b, x, h: x + self_attended(b, norm(x, b["norm_1"]), h),
+    "relu in the place of GELU": _with_mlp(partial(mlp, act=torch.relu)),
+    "SiLU in the place of GELU": _with_mlp(partial(mlp, act=functional.silu)),
+    "the exact GELU: GPT-2 has its approximation by tanh": _with_mlp(partial(mlp, act=functional.gelu)),
+    "no function between up and down": _with_mlp(partial(mlp, act=lambda z: z)),
+    "the GELU comes before up: it is between up and down": _with_mlp(
+        lambda b, x: linear(linear(tanh_gelu(x), b["up"]), b["down"])
     ),
-    "no function between up and down": lambda b, x, h: (
-        (y := x + _self_attention(b, norm(x, b["norm_1"]), h)) + _mlp(b, norm(y, b["norm_2"]), lambda z: z)
+    "the GELU comes after down: it is between up and down": _with_mlp(
+        lambda b, x: tanh_gelu(mlp(b, x, act=lambda z: z))
     ),
 }
 
@@ -362,10 +308,24 @@ def check_block(function: Callable[[Weights, Tensor, int], Tensor]) -> None:
     print(f"block: passed ({RANDOM_CASES} random ones)")
 
 
+def _through(
+    w: Weights, x: Tensor, heads: int, *, before: Tensor | float = 0.0, after: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """x through all blocks, with something added before each and something done after each."""
+    for b in w["blocks"]:
+        x = block_output(b, x + before, heads)
+        x = after(x) if after else x
+    return x
+
+
+def _head(w: Weights, x: Tensor) -> Tensor:
+    return norm(x, w["norm"]) @ w["tokens"].T
+
+
 _MODEL_FAULTS: Faults = {
-    "the last norm is missing": lambda w, i, p, h: _states(w, i, p, h) @ w["tokens"].T,
+    "the last norm is missing": lambda w, i, p, h: states(w, i, p, h) @ w["tokens"].T,
     "the head is missing: GPT-2's is tied, the states times the transposed token table": lambda w, i, p, h: norm(
-        _states(w, i, p, h), w["norm"]
+        states(w, i, p, h), w["norm"]
     ),
     "the log-probs and not the logits": lambda w, i, p, h: all_logits(w, i, p, h).log_softmax(-1),
     "the probabilities and not the logits": lambda w, i, p, h: all_logits(w, i, p, h).softmax(-1),
@@ -377,6 +337,15 @@ _MODEL_FAULTS: Faults = {
         w | {"blocks": w["blocks"][-1:]}, i, p, h
     ),
     "the blocks are gone through backwards": lambda w, i, p, h: all_logits(w | {"blocks": w["blocks"][::-1]}, i, p, h),
+    "the positions are added before every block: once is enough, in embed": lambda w, i, p, h: _head(
+        w, _through(w, w["tokens"][i], h, before=w["positions"][p])
+    ),
+    "the positions are added in embed and again before every block": lambda w, i, p, h: _head(
+        w, _through(w, embedded(w, i, p), h, before=w["positions"][p])
+    ),
+    "the last norm is applied after every block: it comes once, after the last": lambda w, i, p, h: (
+        _through(w, embedded(w, i, p), h, after=lambda x: norm(x, w["norm"])) @ w["tokens"].T
+    ),
     "no block at all": lambda w, i, p, h: all_logits(w | {"blocks": []}, i, p, h),
     "the last position alone: logits of every position are asked": lambda w, i, p, h: all_logits(w, i, p, h)[:, -1],
     "the causal mask is missing": lambda w, i, p, h: all_logits(w, i, p, h, partial(attended, sees="all")),

@@ -1,5 +1,7 @@
 """Facts about the loss: what it does to each log-prob, each logit and each value is what was declared, and no more."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
@@ -281,3 +283,50 @@ def check_first_updates(approx_kl: float, limit: float) -> None:
             "a tenth of learning_rate (demo: --rates 0.1); models from 100 million parameters on take 1e-5 or less",
             "10",
         )
+
+
+SLOPES: dict[str, Callable[[Tensor], Tensor]] = {  # d estimate / d log pi, by the log-ratio x to the reference
+    "k1": torch.ones_like,
+    "k2": lambda x: x,
+    "k3": lambda x: -torch.expm1(-x),
+}
+
+
+def check_leash_in_loss(
+    pull: Tensor, away: Tensor, weights: Tensor, mask: Tensor, estimate: str, kl_coef: float, tolerance: float
+) -> None:
+    """A KL in the loss pulls each log-prob as the declared estimate does, and not as k1, which pulls nowhere.
+
+        count * d leash / d log pi_t = kl_coef w_t * slope(x_t),    x = log pi - log ref
+
+    k2 has slope x, k3 has 1 - exp(-x). k1 has slope 1 at every token: its expectation is that of grad log pi, 0.
+
+    Args:
+        pull: [B, T], from `derivatives(leash, log_probs)`, times the tokens of the whole minibatch.
+        away: [B, T] x. weights: [B, T] of each token in the mean. mask: [B, T] bool.
+        estimate: as declared, "k1", "k2" or "k3". kl_coef: declared. tolerance: relative.
+
+    Raises:
+        InvariantViolation: named "leash_in_loss".
+
+    Source: Tang and Munos 2025, On a few pitfalls in KL divergence gradient estimation for RL. Chapter 15.
+    """
+    check_shapes(pull=pull, away=away, weights=weights, mask=mask)
+    away, got = away.detach(), pull.detach()
+    expected = {name: torch.where(mask, kl_coef * weights * slope(away), 0.0) for name, slope in SLOPES.items()}
+    fits = [name for name, slope in expected.items() if not unlike(got, slope, 10 * tolerance).any()]
+    if estimate in fits and (estimate != "k1" or kl_coef == 0):
+        return
+    if "k1" in fits:
+        cause = "k1 in the loss: the same pull at every token, with expectation 0, so it is noise and no leash"
+    else:
+        cause = f"another estimate ({fits[0]})" if fits else "another coefficient, mean or reference, or the sign"
+    raise InvariantViolation(
+        "leash_in_loss",
+        f"a mean pull of {float(got[mask].mean()):.3g} on the log-probs from the KL in the loss",
+        f"{float(expected['k3' if estimate == 'k1' else estimate][mask].mean()):.3g}, kl_coef times the slope of "
+        f"{'k2 or k3' if estimate == 'k1' else estimate}",
+        cause,
+        "k1 belongs into the reward; in the loss kl_coef * masked_mean(kl_k3(log_probs, ref_log_probs), mask)",
+        "15",
+    )

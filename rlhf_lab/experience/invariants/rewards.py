@@ -321,3 +321,43 @@ def check_returns(returns: Tensor, advantages: Tensor, values: Tensor, mask: Ten
             "returns = advantages + values[:, :-1], before whitening",
             "04",
         )
+
+
+def check_groups(prompts: Tensor, advantages: Tensor, mask: Tensor, rewards: Tensor, tolerance: float) -> None:
+    """The replies of a group are to one prompt, each has one advantage, and a group's advantages sum to 0.
+
+    Args:
+        prompts: [G K, P] token ids, padding as one number. advantages: [G K, T]. mask: [G K, T] bool.
+        rewards: [G, K] of whole replies. tolerance: relative to 1 + |advantages|.
+
+    Raises:
+        InvariantViolation: named "groups".
+
+    Chapter 15.
+    """
+    count, size = rewards.shape
+    alike = (prompts.view(count, size, -1) == prompts.view(count, size, -1)[:, :1]).all(2)
+    if not alike.all():
+        row, place = (int(i) for i in (~alike).nonzero()[0])
+        raise InvariantViolation(
+            "groups",
+            f"reply {place} of group {row} is to another prompt than reply 0",
+            f"{size} replies to one prompt, one after the other",
+            "the prompts were repeated in turn (a, b, a, b) and the rewards cut into rows (a, a, b, b), or the reverse",
+            "[prompt for prompt in prompts for _ in range(replies)], then rewards.view(-1, replies)",
+            "15",
+        )
+    one = advantages[:, :1]  # the first token is real in every reply
+    spread = unlike(advantages, one.expand_as(advantages), 10 * tolerance) & mask
+    total = one.view(count, size).sum(1)
+    biased = total.abs() > 10 * tolerance * (1 + one.view(count, size).abs().sum(1))
+    if spread.any() or biased.any():
+        worst = float(total.abs().max())
+        raise InvariantViolation(
+            "groups",
+            "tokens of one reply with several advantages" if spread.any() else f"advantages that sum to {worst:.3g}",
+            "one advantage a reply, which sum to 0 in each group",
+            "the mean was taken over the whole batch or along the other axis, or one number a token was expected",
+            "leave_one_out_advantages(rewards.view(-1, replies)) or group_advantages of the same",
+            "15",
+        )
