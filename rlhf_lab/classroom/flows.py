@@ -161,8 +161,8 @@ FLOWS: dict[str, tuple[float, Callable[[Board], None], str]] = {
         228,
         draw_transformer,
         "A causal transformer: tokens and positions are looked up and added; several blocks follow, in each of which "
-        "attention looks at its own and earlier positions and an MLP works on each position, both added to their input; a "
-        "last norm and the token table once more give the logits of the next token at every position.",
+        "attention looks at its own and earlier positions and an MLP works on each position, both added to their "
+        "input; a last norm and the token table once more give the logits of the next token at every position.",
     ),
     "rlhf": (
         366,
