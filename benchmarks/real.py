@@ -11,7 +11,7 @@ model on judgements that it did not learn from, what got better and worse, and a
 
     default     as the command is: so few judgements take the linear reward, nine iterations and a stiff leash
     network     `--few 0`: the whole network learns the reward, and stops early on held-out pairs; nine iterations too
-    rates 30    `--rates 30`: the policy's rate is that of the shipped model, 142 times smaller; the run should stop
+    rates 30    `--rates 30`: the policy's rate is that of the shipped model, which is 142 times smaller
 
 Seconds are those of one machine under whatever load it had. Two threads, some 20 minutes a run on two cores.
 """
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = FOLDER / "real.jsonl"
 FEEDBACK = ROOT / "data" / "preferences" / "everyday.jsonl"
 ARMS = {"default": [], "network": ["--few", "0", "--iterations", "9"], "rates 30": ["--rates", "30"]}
-SEEDS = {"default": (0,)}
+SEEDS = {"default": (0,)}  # which are stored; --arms and --seeds take others
 ITERATION = ("step", "approx_kl", "kl", "clip_fraction", "score", "length")
 NEAR = 0.05  # nats a token: what the default run promises for every iteration
 
@@ -132,7 +132,7 @@ def near(furthest: float) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="run.py bench real", description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=ROOT / "runs" / "real", help="folder of the model (runs/real)")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(SEEDS))
     parser.add_argument("--seeds", type=at_least(0), nargs="+")
     parser.add_argument("--print", action="store_true", help="say what the runs show that are there")
     options = parser.parse_args(arguments)
@@ -143,7 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.model.is_dir():
         parser.error(f"there is no folder {options.model}; write it with: python run.py real")
     for arm in options.arms:
-        for seed in options.seeds or SEEDS[arm]:
+        for seed in options.seeds or SEEDS.get(arm, (0,)):
             if (arm, seed) not in there:
                 record = run_arm(arm, seed, options.model)
                 put_record(RESULTS, record)

@@ -56,6 +56,10 @@ def test_without_the_model_it_says_how_to_get_it(tmp_path, capsys):
     assert "python run.py real" in capsys.readouterr().err
 
 
+def test_every_run_that_is_wanted_is_stored():
+    assert {(one["arm"], one["seed"]) for one in STORED} == {(a, s) for a, seeds in bench.SEEDS.items() for s in seeds}
+
+
 @pytest.mark.parametrize("record", DEFAULT)
 def test_the_stored_default_runs_stay_near_and_their_reward_model_has_learned(record):
     assert record["exit"] == 0
