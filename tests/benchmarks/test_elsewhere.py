@@ -10,7 +10,9 @@ import torch
 
 from rlhf_lab.feedback.exports import export
 from rlhf_lab.models.language_model import load_language_model
-from rlhf_lab.records import Event, Ranking, as_conversation
+from rlhf_lab.models.reward_model import RewardModel
+from rlhf_lab.records import Event, Message, Ranking, as_conversation
+from rlhf_lab.worlds import town
 
 torch.set_num_threads(1)
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
@@ -60,3 +62,40 @@ def test_the_readme_s_lines_train_there(exported, tmp_path):
     [step] = [log for log in names["trainer"].state.log_history if "train_loss" in log]
     assert step["train_loss"] == pytest.approx(0.6931, abs=1e-3)  # the reference is the start
     assert any(not torch.equal(a, b) for a, b in zip(before, names["policy"].parameters(), strict=True))
+
+
+@pytest.mark.filterwarnings("ignore")  # theirs
+@pytest.mark.skipif(not THERE, reason="trl and datasets are not installed (extra: bench)")
+def test_a_step_of_grpo_there_scores_replies_as_our_reward_model_does(tmp_path):
+    """Our saved reward model as theirs, beside itself as a function: the same replies, the same scores."""
+    from datasets import load_dataset
+    from transformers import AutoModelForSequenceClassification
+    from trl import GRPOConfig, GRPOTrainer
+
+    lm, seen = load_language_model("tiny"), []
+    reward_model = RewardModel.from_language_model(lm, torch.Generator().manual_seed(0))
+    reward_model.save(tmp_path / "reward_model")
+    rankings = [Ranking(prompt.conversation, ("a", "b"), ((0,), (1,))) for prompt in town.prompts("train", 4, seed=0)]
+    export(tmp_path / "prompts.jsonl", [Event(str(i), one) for i, one in enumerate(rankings)], "prompts")
+
+    class Watched(GRPOTrainer):
+        def _calculate_rewards(self, *given, **named):
+            seen.append(super()._calculate_rewards(*given, **named))
+            return seen[-1]
+
+    def ours(prompts, completions, **_):
+        conversations = [[Message(**turn) for turn in prompt] for prompt in prompts]
+        return reward_model.score(conversations, [completion[-1]["content"] for completion in completions]).tolist()
+
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward_model")
+    sizes = {"max_steps": 1, "per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 24}
+    plain = {"use_cpu": True, "bf16": False, "report_to": "none", "gradient_checkpointing": False}
+    Watched(
+        model=lm.copy().model, reward_funcs=[theirs, ours], reward_processing_classes=[lm.tokenizer, None],
+        train_dataset=load_dataset("json", data_files=str(tmp_path / "prompts.jsonl"), split="train"),
+        processing_class=lm.tokenizer, args=GRPOConfig(output_dir=str(tmp_path / "out"), **sizes, **plain),
+    ).train()  # fmt: skip
+    [scores] = seen
+    assert scores.shape == (8, 2)
+    assert scores.std() > 0.1  # no 0 = 0
+    torch.testing.assert_close(scores[:, 0], scores[:, 1], atol=1e-5, rtol=0)
