@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from rlhf_lab.maths.acquisition import preference_posterior
-from rlhf_lab.maths.intervals import Share, outcome_interval
+from rlhf_lab.maths.intervals import Share, mean_interval, outcome_interval
 from rlhf_lab.models.language_model import LanguageModel
 from rlhf_lab.models.linear_reward import LinearReward, mean_states
 from rlhf_lab.models.tokens import make_batch
@@ -89,7 +89,7 @@ def held_out_accuracy(history: History) -> Share:
     """The interval that a `LinearRewardResult` keeps in its history, which outlives the run."""
     row = best_row(history)
     mean, low, high = (row[f"held_out_accuracy{end}"] for end in ("", "_low", "_high"))
-    return Share(mean, low, high, int(row["prompts"]))
+    return Share(mean, max(0.0, low), min(1.0, high), int(row["prompts"]))
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,8 @@ def cross_validate(pairs: Differences, config: LinearRewardConfig) -> History:
             margin[~inside] = pairs.x[~inside] @ fit_weights(known, ridge)
         right = (margin > 0) + 0.5 * (margin == 0)
         total, sums = (np.bincount(pairs.prompts, pairs.weights * x) for x in (np.ones(len(right)), right))
-        accuracy = outcome_interval(sums / total)
+        share = sums / total
+        accuracy = mean_interval(share) if 0 < share.mean() < 1 else outcome_interval(share)  # all right is not certain
         numbers = {"held_out_accuracy": accuracy.mean, "held_out_accuracy_low": accuracy.low}
         numbers |= {"held_out_accuracy_high": accuracy.high, "prompts": float(count)}
         loss = float(np.average(np.logaddexp(0, -margin), weights=pairs.weights))

@@ -9,12 +9,14 @@ from scipy.optimize import minimize
 from toy_models import word_model
 
 from rlhf_lab.maths.acquisition import preference_curvature
+from rlhf_lab.maths.intervals import proportion_interval
 from rlhf_lab.recipes.few_labels import (
     FEW,
     Differences,
     LinearRewardConfig,
     are_few,
     cautious,
+    cross_validate,
     differences,
     fit_weights,
     reply_states,
@@ -148,6 +150,13 @@ def test_the_ridge_is_chosen_by_prompts_that_are_left_out(lm):
         assert result.history.rows[row]["held_out_loss"] == pytest.approx(total / pairs.weights.sum(), abs=1e-6)
     losses = result.history.column("held_out_loss")[1]
     assert result.ridge == LinearRewardConfig().ridges[int(losses.argmin())]
+
+
+def test_eight_held_out_prompts_that_are_all_right_are_not_certainty():
+    pairs = Differences(np.ones((8, 1)), np.ones(8), np.arange(8))
+    row = cross_validate(pairs, LinearRewardConfig()).rows[0]
+    assert (row["held_out_accuracy"], row["held_out_accuracy_high"]) == (1, 1)
+    assert row["held_out_accuracy_low"] == pytest.approx(proportion_interval(8, 8).low)
 
 
 def test_too_little_and_bad_settings_are_said(lm):
