@@ -26,7 +26,8 @@ import study
 from rows import same_setup, stale
 
 from rlhf_lab.experience.invariants import InvariantViolation
-from rlhf_lab.recipes import reward_losses, rlhf
+from rlhf_lab.recipes import reward_losses
+from rlhf_lab.training import optimisers
 
 STUDIES = {
     choice.RESULTS: choice.arms(),
@@ -78,7 +79,7 @@ def check_that_the_probe_sees_the_chain(monkeypatch, study, *names):
 
     before = probe()
     changes = {
-        "linear": (rlhf, lambda first, last, share: first),  # the live checks stop most other changes of PPO
+        "linear": (optimisers, lambda first, last, share: first),  # the live checks stop most other changes of PPO
         "bradley_terry_loss": (reward_losses, lambda better, worse, margin: (better - worse).exp()),
     }
     for name, (module, changed) in changes.items():
