@@ -104,7 +104,7 @@ class View:
 
     def says(self, text):
         """Wait until it says so."""
-        wait_for(lambda: text in self.root.locator(".rlhf-line").inner_text(), patience=15)
+        wait_for(lambda: text in self.root.locator(".rlhf-line").inner_text(), patience=60)
 
     def card(self, text):
         return self.root.locator(".rlhf-card", has_text=text)
@@ -115,7 +115,7 @@ class View:
         return ["".join(sorted(row.locator(".rlhf-letter").all_inner_texts())) for row in rows]
 
     def becomes(self, *order):
-        wait_for(lambda: self.order() == list(order), patience=15)
+        wait_for(lambda: self.order() == list(order), patience=60)
 
     def letters(self):
         """{letter: text} of the replies."""
@@ -283,7 +283,7 @@ def test_other_forms_by_hand(see, judged):
         view.says("Left is better. Saved")
         view.press("=")
         view.says("Saved in feedback.db")
-        wait_for(lambda name=name: [r.outcome for r in judged(name)] == [0], patience=10)
+        wait_for(lambda name=name: [r.outcome for r in judged(name)] == [0], patience=60)
         view.press("2")
         view.says("Right is better. Saved")
         [record] = judged(name)
@@ -355,7 +355,7 @@ def test_whole_task_by_keys(see, judged):
         assert view.page.evaluate("document.activeElement.dataset.position") == "1"
     assert view.root.locator(".rlhf-card").nth(1).get_attribute("aria-label") == "Reply B, rank 2"
     assert view.root.get_by_role("button", name="Reply B, rank 2", exact=True).count() == 1
-    wait_for(lambda: "Reply B, rank 2" in view.root.locator("[aria-live]").inner_text(), patience=5)
+    wait_for(lambda: "Reply B, rank 2" in view.root.locator("[aria-live]").inner_text(), patience=60)
     assert view.notebook.cells() == cells
 
 
@@ -512,7 +512,7 @@ def test_hostile_texts_stay_texts(see, notebook):
     more = long.get_by_role("button", name="Show more")
     more.focus()
     page.keyboard.press("Enter")
-    wait_for(lambda: len(long.locator(".rlhf-text").inner_text()) > 20_000, patience=5)
+    wait_for(lambda: len(long.locator(".rlhf-text").inner_text()) > 20_000, patience=60)
     assert view.inside()
     size = "root => { const t = performance.now(); root.getBoundingClientRect(); return performance.now() - t }"
     assert view.root.evaluate(size) < 1000
@@ -533,7 +533,7 @@ def test_it_goes_on_by_itself(alone):
     clock.install()
     clock.pause_at(datetime.now() + timedelta(hours=1))  # a busy machine may need longer than the hurry lasts
     view.press("1 2 Enter")  # Enter, out of habit, does not pass over the next question
-    wait_for(lambda: "Question 2" in view.root.inner_text(), patience=15)
+    wait_for(lambda: "Question 2" in view.root.inner_text(), patience=60)
     view.press("Enter")
     view.says("It goes on by itself")
     assert "Question 2" in view.root.inner_text()
@@ -730,7 +730,7 @@ def test_kernel_killed(see, notebook, folder, judged):
     view.press("4")
     told = view.root.get_by_role("alert")
     told.wait_for()
-    wait_for(lambda: "run this cell again; 1 judgement is in" in told.inner_text(), patience=15)
+    wait_for(lambda: "run this cell again; 1 judgement is in" in told.inner_text(), patience=60)
     assert str(folder / "feedback.db") in told.inner_text()
     assert "Your last step is not saved" in told.inner_text()
     assert view.order() == ["C", "A"]
