@@ -35,13 +35,21 @@ def checked_inputs(
     Args:
         others: by name, more models that must read the policy's tokens as it does.
     """
-    some = not isinstance(prompts, str) and len(prompts) > 0
-    require(some, "prompts", prompts, "a non-empty list of conversations")
+    conversations, rows = checked_prompts(policy, prompts, max_new_tokens)
     require(callable(reward), "reward", reward, "a RewardModel or a function of a Rollout")
     if (judge := reward_model_of(reward)) is not None:
         check_same_tokens(policy.tokenizer, judge.tokenizer, "the reward model", SCORE_TEXTS)
     for name, other in others.items():
         if other is not None:
             check_same_tokens(policy.tokenizer, other.tokenizer, name)
+    return conversations, rows
+
+
+def checked_prompts(
+    policy: LanguageModel, prompts: Sequence[PromptLike], max_new_tokens: int
+) -> tuple[tuple[Conversation, ...], list[list[int]]]:
+    """The prompts as conversations and as token rows, or a ValueError."""
+    some = not isinstance(prompts, str) and len(prompts) > 0
+    require(some, "prompts", prompts, "a non-empty list of conversations")
     conversations = tuple(as_conversation(prompt) for prompt in prompts)
     return conversations, encode_prompts(policy, conversations, max_new_tokens)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rlhf_lab.experience.inputs import Sampling
+from rlhf_lab.experience.inputs import Sampling, checked_prompts
 from rlhf_lab.experience.rewards import reply_discounts
 from rlhf_lab.experience.rollouts import TEMPERATURE, prompts_of, sample_responses
 from rlhf_lab.maths.kl import categorical_kl, kl_k1
@@ -22,8 +22,8 @@ from rlhf_lab.maths.objectives import reinforce_objective
 from rlhf_lab.maths.returns import discounted_returns
 from rlhf_lab.models.language_model import LanguageModel, check_same_tokens
 from rlhf_lab.models.scoring import forward, token_log_probs
-from rlhf_lab.models.tokens import TokenBatch, encode_prompts, length_groups
-from rlhf_lab.records import PromptLike, as_conversation
+from rlhf_lab.models.tokens import TokenBatch, length_groups
+from rlhf_lab.records import PromptLike
 from rlhf_lab.training.configs import above_zero, at_least_one, require, whole
 from rlhf_lab.training.history import Result, mean_rows
 from rlhf_lab.training.optimisers import OptimiserConfig, clipped_step, scale_rates
@@ -117,16 +117,13 @@ def train_distilled(
     Source: Agarwal et al. 2024, On-policy distillation of language models; Gu et al. 2024, MiniLLM. Chapter 15.
     """
     config = config or DistilConfig()
-    some = not isinstance(prompts, str) and len(prompts) > 0
-    require(some, "prompts", prompts, "a non-empty list of conversations")
+    conversations, rows_of = checked_prompts(student, prompts, config.max_new_tokens)
     check_same_tokens(student.tokenizer, teacher.tokenizer, "the teacher")
-    conversations = tuple(map(as_conversation, prompts))
     inputs = {"student": student.model, "teacher": teacher.model, "precision": str(student.precision)}
-    inputs |= {"prompts": encode_prompts(student, conversations, config.max_new_tokens)}
+    inputs |= {"prompts": rows_of}
     student = student.copy()
     student.model.requires_grad_(True)
-    parameters, rate = student.model.parameters(), config.learning_rate
-    optimiser = torch.optim.AdamW(parameters, lr=rate, eps=config.optimiser.adam_epsilon, weight_decay=0.0, fused=True)
+    optimiser = config.optimiser.adamw([{"params": list(student.model.parameters()), "lr": config.learning_rate}])
     file = Checkpoint(
         checkpoint, checkpoint_every, "distil", config, inputs, student.model, optimiser, several_updates=True
     )

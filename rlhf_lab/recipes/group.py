@@ -177,8 +177,7 @@ def train_group(
     conversations, rows_of = checked_inputs(policy, prompts, reward, config.max_new_tokens, reference=reference)
     start, policy = policy, policy.copy()
     policy.model.requires_grad_(True)
-    parameters, rate = policy.model.parameters(), config.learning_rate
-    optimiser = torch.optim.AdamW(parameters, lr=rate, eps=config.optimiser.adam_epsilon, weight_decay=0.0, fused=True)
+    optimiser = config.optimiser.adamw([{"params": list(policy.model.parameters()), "lr": config.learning_rate}])
     state: dict[str, Any] = {}
     law = (config.temperature, config.micro_batch)
     checks = new_checks(policy, reference or start, state, config)

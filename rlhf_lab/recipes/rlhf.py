@@ -312,7 +312,7 @@ def new_optimiser(networks: torch.nn.ModuleDict, config: RLHFConfig) -> torch.op
     """AdamW on policy and value, each with a peak rate of its own."""
     peaks = {"policy": config.learning_rate, "value": config.value_learning_rate}
     groups = [{"params": list(networks[name].parameters()), "lr": peak} for name, peak in peaks.items()]
-    return torch.optim.AdamW(groups, eps=config.optimiser.adam_epsilon, weight_decay=0.0, fused=True)
+    return config.optimiser.adamw(groups)
 
 
 def new_state(config: RLHFConfig) -> dict[str, Any]:

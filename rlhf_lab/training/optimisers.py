@@ -35,6 +35,10 @@ class OptimiserConfig:
         if self.kl_limit is not None:
             above_zero(self, "kl_limit")
 
+    def adamw(self, groups: list[dict]) -> torch.optim.AdamW:
+        """AdamW without weight decay on groups of `params` with a peak rate `lr` each."""
+        return torch.optim.AdamW(groups, eps=self.adam_epsilon, weight_decay=0.0, fused=True)
+
     def factor(self, step: int, steps: int) -> float:
         """Factor of the peak rates: linear warm-up, times a linear fall to final_fraction at the last step."""
         warmup = min(1.0, (step + 1) / (self.warmup_iterations + 1))
