@@ -10,8 +10,8 @@ The plan, written down before the first row of `crossed`. A seed is a replicate:
 1000 rankings of 4 of its replies by a careful simulated rater, reward model, and held-out questions; the base model is
 the shipped one. The reward model is shared by all methods that need one, DPO learns from the rankings themselves. PPO,
 RLOO, GRPO and distillation sample 30 x 96 replies; DPO passes over the rankings twice and samples nothing; best of n
-samples n replies a question when it is asked. Distillation has PPO's model of the same seed (kl_coef 0.1) as its
-teacher, so it can only be as good, and its teacher's samples come on top.
+samples n replies a question when it is asked. Distillation has PPO's model of the same seed (kl_coef 0.1, the
+middle rate) as its teacher, so it can only be as good, and its teacher's samples come on top.
 
 rates      every method that trains at three learning rates, at its middle leash, on seed 100; the best true reward
            there is the method's rate (`RATES`).
@@ -161,7 +161,7 @@ def dpo(at: Stage, leash: float, rate: float) -> LanguageModel:
 
 def distil(at: Stage, leash: float, rate: float) -> LanguageModel:
     """Distillation of PPO's model with that leash."""
-    teacher = ppo(at, leash, RATES["ppo"])
+    teacher = ppo(at, leash, TRIED["ppo"][1])
     return train_distilled(
         at.sft, teacher, at.prompts, replace(at.setting.distil, learning_rate=rate, seed=at.seed)
     ).model
