@@ -15,14 +15,14 @@ middle rate) as its teacher, so it can only be as good, and its teacher's sample
 
 rates      every method that trains at three learning rates, at its middle leash, on seed 100; the best true reward
            there is the method's rate (`RATES`).
-crossed    every method at three leashes (n = 2, 4, 16 for best of n), seeds 0 to 7. Reported are paired differences
+crossed    every method at three leashes (n = 2, 4, 16 for best of n), seeds 0 to 4. Reported are paired differences
            from PPO at the same kl_coef, or of the leash with the best mean where units differ, and each curve.
-verifiable GRPO without a leash on questions and translations alone, where the reward is 1 for a right answer by rule.
+verifiable GRPO without a leash from the base model: a program says 1 where a reply has full marks, and else 0.
 
 A row is a look at a model on held-out questions, every model with the same random numbers, at the temperature that
-trained: `kl` in nats a reply (for best of n the bound that chapter 15 derives), `distinct` how many of 8 replies to a
-question differ, `pass_1` and `pass_8` the chance of a right answer in 1 and in 8 replies to questions and
-translations. One core, some twelve minutes a seed.
+trained: `kl` in nats a reply (for best of n the bound that chapter 15 derives), `distinct` how many of 16 replies to a
+question differ, `pass_1`, `pass_4`, `pass_16` the chance that one of so many has full marks. One
+core, some twenty minutes a seed.
 """
 
 import os
@@ -30,6 +30,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
+from math import comb
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 
@@ -55,8 +56,8 @@ from rlhf_lab.training.randomness import generator_for
 from rlhf_lab.worlds import town
 
 RESULTS = FOLDER / "methods.csv"
-SEEDS, TUNING = range(8), range(100, 101)
-RULED = ("ask", "translate")  # skills with one right answer
+SEEDS, TUNING = range(5), range(100, 101)
+FULL_MARKS, PASSES = 3.0, (1, 4, 16)
 LEASHES: dict[str, tuple[float, ...]] = {  # the first number is in reward units a nat, but for GRPO: see `GroupConfig`
     "ppo": (0.1, 0.03, 0.3),
     "rloo": (0.1, 0.03, 0.3),
@@ -72,7 +73,7 @@ TRIED = {
     "dpo": (5e-5, 1e-4, 2e-4),
     "distil": (1.5e-4, 3e-4, 6e-4),
 }
-RATES: dict[str, float] = {"ppo": 3e-4, "rloo": 3e-4, "grpo": 3e-4, "dpo": 1e-4, "distil": 3e-4}
+RATES = {"ppo": 3e-4, "rloo": 6e-4, "grpo": 3e-4, "dpo": 1e-4, "distil": 6e-4}
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,8 @@ class Setting:
     demonstrations: int = 4000
     labels: int = 1000
     questions: int = 480
-    repeated: int = 160  # of the questions, each asked `times` times
-    times: int = 8
-    ruled: int = 1000
+    repeated: int = 96  # of the questions, each asked `times` times
+    times: int = 16
     sft: SFTConfig = field(default_factory=SFTConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     ppo: RLHFConfig = field(default_factory=lambda: RLHFConfig(iterations=30, evaluate_every=30))
@@ -97,12 +97,18 @@ class Setting:
 FULL = Setting()
 FEW = {"iterations": 2, "max_new_tokens": 24, "minibatch_rows": 8, "evaluate_every": 2}
 SHORT = Setting(  # of the probe
-    demonstrations=16, labels=12, questions=6, repeated=4, times=2, ruled=12,
+    demonstrations=16, labels=12, questions=6, repeated=4, times=16,
     sft=SFTConfig(steps=2, demonstrations_per_step=8), reward=RewardConfig(epochs=1),
     ppo=RLHFConfig(prompts_per_iteration=8, **FEW), rloo=replace(RLOO, prompts_per_iteration=2, **FEW),
     grpo=replace(GRPO, prompts_per_iteration=2, **FEW), dpo=DPOConfig(epochs=1, records_per_step=6),
     distil=DistilConfig(prompts_per_iteration=8, **FEW),
 )  # fmt: skip
+
+
+@cache
+def base() -> LanguageModel:
+    """The shipped model."""
+    return load_language_model("tiny")
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +132,7 @@ class Stage:
 def stage(seed: int, setting: Setting) -> Stage:
     """The SFT model, the rankings of its replies, and the reward model that they make."""
     demonstrations = town.demonstrations(setting.demonstrations, seed)
-    sft = train_sft(load_language_model("tiny"), demonstrations, replace(setting.sft, seed=seed)).model
+    sft = train_sft(base(), demonstrations, replace(setting.sft, seed=seed)).model
     prompts = [prompt.conversation for prompt in town.prompts("train", setting.labels, seed)]
     rankings = rank_replies(sft, prompts, 4, generator_for(seed, "rankings"))
     reward = train_reward_model(sft, rankings, replace(setting.reward, seed=seed)).model
@@ -136,6 +142,7 @@ def stage(seed: int, setting: Setting) -> Stage:
 
 
 # -- the methods ------------------------------------------------------------------------------------------------------
+@cache
 def ppo(at: Stage, leash: float, rate: float) -> LanguageModel:
     """PPO on the reward model."""
     config = replace(at.setting.ppo, kl_coef=leash, learning_rate=rate, seed=at.seed)
@@ -168,10 +175,9 @@ def distil(at: Stage, leash: float, rate: float) -> LanguageModel:
 
 
 def verifiable(at: Stage, leash: float, rate: float) -> LanguageModel:
-    """GRPO on right or wrong, on the skills where a rule knows it."""
-    prompts = [one.conversation for one in town.prompts("train", at.setting.ruled, at.seed + 500, RULED)]
+    """GRPO on right or wrong, from the base model."""
     config = replace(at.setting.grpo, kl_coef=leash, learning_rate=rate, missing_end_penalty=0.0, seed=at.seed)
-    return train_group(at.sft, prompts, lambda rollout: torch.tensor(right(rollout)), config).model
+    return train_group(base(), at.prompts, lambda rollout: torch.tensor(right(rollout)), config).model
 
 
 METHODS: dict[str, Callable[[Stage, float, float], LanguageModel]] = {
@@ -181,47 +187,49 @@ METHODS: dict[str, Callable[[Stage, float, float], LanguageModel]] = {
 
 # -- what is measured -------------------------------------------------------------------------------------------------
 def right(rollout: Rollout) -> list[float]:
-    """1 for each reply that does what was asked and says nothing false, else 0."""
-    verdicts = rollout_verdicts(rollout)
-    return [float(one is not None and one.helpful == one.truthful == 1) for one in verdicts]
+    """1 for each reply with full marks, else 0."""
+    return [float(one is not None and one.reward == FULL_MARKS) for one in rollout_verdicts(rollout)]
 
 
-def look(lm: LanguageModel, at: Stage, replies: Rollout) -> dict[str, float]:
+def look(lm: LanguageModel, at: Stage, replies: Rollout, start: LanguageModel) -> dict[str, float]:
     """What is known of replies to the held-out questions, `lm` being the policy that they come from."""
-    report = evaluate_rollout(lm, replies, reference=at.sft, reward_model=at.reward, temperature=at.law["temperature"])
+    report = evaluate_rollout(lm, replies, reference=start, reward_model=at.reward, temperature=at.law["temperature"])
     row = {"true": report.true_reward.mean, "score": report.reward_score.mean, "kl": report.kl.mean}
     names = ("length", "ended", "helpful", "truthful", "harmless", "form", "over_refusal")
     return row | {name: value.mean for name in names if (value := getattr(report, name)) is not None}
 
 
 def variety(lm: LanguageModel, at: Stage) -> dict[str, float]:
-    """How different the replies to one question are, and how many of so many are right."""
+    """How different the replies to one question are, and the chance that one of k has full marks."""
     asked, times = at.questions[: at.setting.repeated], at.setting.times
     many = [question for question in asked for _ in range(times)]
     replies = sample_responses(lm, many, generator=generator_for(at.seed, "variety"), **at.law)
     groups = [replies.texts[i : i + times] for i in range(0, len(many), times)]
-    ruled = torch.tensor([prompt is not None and prompt.skill in RULED for prompt in map(town.recognise, asked)])
-    won = torch.tensor(right(replies)).view(-1, times)[ruled]
+    counts = torch.tensor(right(replies)).view(-1, times).sum(1).long().tolist()
     row = {"distinct": sum(len(set(group)) for group in groups) / len(groups)}
-    return row | {"pass_1": float(won.mean()), "pass_8": float(won.max(1).values.mean())}
+    passed = {k: [1 - comb(times - c, k) / comb(times, k) for c in counts] for k in PASSES}
+    return row | {f"pass_{k}": sum(chances) / len(chances) for k, chances in passed.items()}
 
 
 def run(method: str, leash: float, rate: float, seed: int, setting: Setting = FULL) -> list[dict[str, float]]:
     """One method with one leash at one rate."""
     at = stage(seed, setting)
-    start = time.perf_counter()
+    begun = time.perf_counter()
     generator = generator_for(seed, "evaluation")
-    blank = dict.fromkeys(("distinct", "pass_1", "pass_8"), float("nan"))
+    start = base() if method in ("base", "verifiable") else at.sft
     if method == "best_of_n":
         n = int(leash)
         chosen = choose_best(at.sft, at.questions, at.reward, n, generator=generator, **at.law)
-        row, sampled = look(at.sft, at, chosen.rollout) | {"kl": best_of_n_kl(n)} | blank, n * len(at.questions)
+        blank = dict.fromkeys(("distinct", *(f"pass_{k}" for k in PASSES)), float("nan"))
+        row, sampled = look(at.sft, at, chosen.rollout, start) | {"kl": best_of_n_kl(n)} | blank, n * len(at.questions)
     else:
-        lm = at.sft if method == "sft" else METHODS[method](at, leash, rate)
-        row = look(lm, at, sample_responses(lm, at.questions, generator=generator, **at.law)) | variety(lm, at)
-        sampled = 0 if method in ("sft", "dpo") else setting.ppo.iterations * setting.ppo.prompts_per_iteration
-    labels = 0 if method in ("sft", "verifiable") else len(at.rankings)
-    return [row | {"sampled": sampled, "labels": labels, "seconds": time.perf_counter() - start}]
+        lm = METHODS[method](at, leash, rate) if method in METHODS else start
+        replies = sample_responses(lm, at.questions, generator=generator, **at.law)
+        row = look(lm, at, replies, start) | variety(lm, at)
+        online = method in METHODS and method != "dpo"
+        sampled = setting.ppo.iterations * setting.ppo.prompts_per_iteration if online else 0
+    labels = 0 if method in ("base", "sft", "verifiable") else len(at.rankings)
+    return [row | {"sampled": sampled, "labels": labels, "seconds": time.perf_counter() - begun}]
 
 
 @cache
@@ -248,7 +256,7 @@ def arms(part: str) -> list[Arm]:
     if part == "rates":
         return [arm(part, name, LEASHES[name][0], rate) for name, rates in TRIED.items() for rate in rates]
     if part == "verifiable":
-        return [arm(part, part, 0.0, RATES["grpo"])]
+        return [arm(part, "base", 0.0, 0.0), arm(part, part, 0.0, RATES["grpo"])]
     crossed = [(name, leash, RATES.get(name, 0.0)) for name, leashes in LEASHES.items() for leash in leashes]
     return [arm(part, *choice) for choice in [("sft", 0.0, 0.0), *crossed]]
 

@@ -83,7 +83,22 @@ GROUPS: dict[str, GroupConfig] = {
 PIECES = ("rloo_scaled", "rloo_replies", "rloo_k3")
 IN_UNITS = ("ppo", "rloo", "dpo", *PIECES)  # their leash is in true scores a nat where the truth pays
 TRIED = (1e-3, 3e-3, 1e-2)
-RATES: dict[tuple[str, str], float] = {}
+RATES = {
+    ("distil", "labels"): 0.001,
+    ("distil", "truth"): 0.01,
+    ("dpo", "labels"): 0.003,
+    ("dr_grpo", "labels"): 0.001,
+    ("dr_grpo", "truth"): 0.01,
+    ("grpo", "labels"): 0.001,
+    ("grpo", "truth"): 0.001,
+    ("ppo", "labels"): 0.001,
+    ("ppo", "truth"): 0.003,
+    ("rloo", "labels"): 0.003,
+    ("rloo", "truth"): 0.003,
+    ("rloo_k3", "truth"): 0.003,
+    ("rloo_replies", "truth"): 0.01,
+    ("rloo_scaled", "truth"): 0.003,
+}
 
 
 @dataclass(frozen=True)
