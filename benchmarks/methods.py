@@ -13,16 +13,16 @@ RLOO, GRPO and distillation sample 30 x 96 replies; DPO passes over the rankings
 samples n replies a question when it is asked. Distillation has PPO's model of the same seed (kl_coef 0.1, the
 middle rate) as its teacher, so it can only be as good, and its teacher's samples come on top.
 
-rates      every method that trains at three learning rates, at the first of its leashes, on seed 100; the best true reward
-           there is the method's rate (`RATES`).
-crossed    every method at two or three leashes (n = 2, 4, 16 for best of n), seeds 0 to 4. Reported are paired differences
-           from PPO at the same kl_coef, or of the leash with the best mean where units differ, and each curve.
+rates      every method that trains at three learning rates, at the first of its leashes, on seed 100; the best true
+           reward there is the method's rate (`RATES`).
+crossed    every method at two or three leashes (n = 2, 4, 16 for best of n), seeds 0 to 4. Reported are paired
+           differences from PPO at the same kl_coef, or of the first leash where units differ, and each curve.
 verifiable GRPO without a leash from the base model: a program says 1 where a reply has full marks, and else 0.
 
 A row is a look at a model on held-out questions, every model with the same random numbers, at the temperature that
 trained: `kl` in nats a reply (for best of n the bound that chapter 15 derives), `distinct` how many of 16 replies to a
-question differ, `pass_1`, `pass_4`, `pass_16` the chance that one of so many has full marks. One
-core, some twenty minutes a seed.
+question differ, `pass_1`, `pass_4`, `pass_16` the chance that one of so many has full marks.
+One core, some twenty minutes a seed.
 """
 
 import os

@@ -1,103 +1,129 @@
-"""How fast is `train_sft`?  `python run.py bench recipes` answers in two parts, in one run on one machine.
+"""How fast are SFT, DPO, RLOO and GRPO?  `python run.py bench recipes` answers in three parts, on one machine.
 
-1. An optimiser step on the town's demonstrations against its bare passes: the forward and backward passes of the same
-   model on the same shapes, with the optimiser's step and nothing around them. No fine-tuning with these passes can be
-   faster than ratio 1.
-2. The same against TRL's `SFTTrainer`, where `trl` and `datasets` are installed (the extra `bench`): with as many rows
-   in a pass as here, and with all rows of a step in one. The loss of both on the same rows stands beside the times.
+1. A step on the shipped model against its bare passes: the forward and backward passes of the same models on the same
+   shapes, with the optimiser's steps and nothing around them. No recipe with these passes can be faster than ratio 1.
+2. The same against TRL's trainers, where `trl` and `datasets` are installed (the extra `bench`), on a GPT-2 of two
+   layers of 64; SFT on the shipped model. A loss of both on the same rows stands beside the times where one can be had.
+3. How a step grows with its rows and with the model.
 
 What is compared is timed in turn, and medians of ratios are printed. Learning rates are near 0.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import math
+import statistics
 from functools import partial
 
 import torch
+from recipe_cases import CASES, RATE, Case, demonstrations, dpo_there, pairs, sft_there
 from rows import at_least
 from timing import (
     WARM_UP,
+    Pairs,
     against_bare_passes,
     machine,
     print_ratios,
     print_seconds,
+    random_model,
     shipped_model,
     size_of,
     timed,
 )
-from trl_steps import MISSING, Taken, against_trl, trl_is_there, trl_steps
+from trl_steps import MISSING, against_trl, trl_is_there
 
 from rlhf_lab.experience.updates import imitation_gradient
 from rlhf_lab.models.language_model import LanguageModel
 from rlhf_lab.models.tokens import encode_prompts, encode_responses, make_batch
-from rlhf_lab.recipes.sft import SFTConfig, train_sft
-from rlhf_lab.records import Demonstration
-from rlhf_lab.worlds import town
+from rlhf_lab.recipes.direct import DPOConfig, train_dpo
 
-STILL = SFTConfig(learning_rate=1e-7, weight_decay=0.0, warmup=0)
-
-
-def train(lm: LanguageModel, demonstrations: Sequence[Demonstration], config: SFTConfig, look: Callable) -> object:
-    """Train with a look after every step."""
-    return train_sft(lm, demonstrations, replace(config, evaluate_every=1), evaluate=look)
+GROWTH = {"rows": (16, 32, 64, 128), "width": (64, 128, 256)}
+LOGGED = {"logging_strategy": "steps", "logging_steps": 1}
 
 
-# -- TRL --------------------------------------------------------------------------------------------------------------
-def trl_rows(demonstrations: Sequence[Demonstration]) -> list[dict]:
-    """Prompts with completions in messages, as TRL's documentation has them; the loss is on the completion alone."""
-    rows = []
-    for one in demonstrations:
-        completion = [{"role": "assistant", "content": one.response}]
-        rows.append({"prompt": [vars(message) for message in one.prompt], "completion": completion})
-    return rows
+def against_bare(case: Case, lm: LanguageModel, steps: int, rows: int) -> Pairs:
+    """A step and its bare passes in turn; the reference of RLOO and GRPO is the model given."""
+    return against_bare_passes(partial(case.train, lm, steps + WARM_UP, rows), lm.model)
 
 
-def trl_sft_steps(
-    lm: LanguageModel, demonstrations: Sequence[Demonstration], config: SFTConfig, micro_batch: int, **options
-) -> Taken:
-    """Steps of TRL's trainer on a copy of the model."""
-    model = lm.copy().model.requires_grad_(True)
-    options |= {"learning_rate": config.learning_rate, "max_length": lm.max_length, "processing_class": lm.tokenizer}
-    rows, per_step = trl_rows(demonstrations), config.demonstrations_per_step
-    return trl_steps("SFT", model, rows, config.steps, per_step, micro_batch=micro_batch, **options)
-
-
-def losses_on_the_same_rows(lm: LanguageModel, demonstrations: Sequence[Demonstration]) -> tuple[float, float]:
-    """Loss in nats per reply token, here and by TRL."""
-    config = replace(STILL, steps=1, demonstrations_per_step=len(demonstrations))
-    prompts = encode_prompts(lm, [one.prompt for one in demonstrations])
-    replies = encode_responses(lm, [one.response for one in demonstrations], config.max_new_tokens)
+# -- the same loss ----------------------------------------------------------------------------------------------------
+def losses_of_sft(lm: LanguageModel, rows: int) -> tuple[float, float]:
+    """Nats per reply token on the same demonstrations, here and by TRL."""
+    some = demonstrations(rows)
+    prompts, replies = (
+        encode_prompts(lm, [d.prompt for d in some]),
+        encode_responses(lm, [d.response for d in some], 64),
+    )
     model = lm.copy()
     model.model.requires_grad_(True)
-    ours = imitation_gradient(model, make_batch(prompts, replies, lm.pad_id), config.micro_batch)
-    logged = {"logging_strategy": "steps", "logging_steps": 1}
-    return ours, trl_sft_steps(lm, demonstrations, config, len(demonstrations), **logged).losses[0]
+    ours = imitation_gradient(model, make_batch(prompts, replies, lm.pad_id), 16)
+    return ours, sft_there(lm, 1, rows, None, of=rows, **LOGGED).losses[0]
+
+
+def losses_of_dpo(lm: LanguageModel, rows: int) -> tuple[float, float]:
+    """Nats per pair on the same pairs, here and by TRL, with a reference that is another model."""
+    other = moved(lm)
+    config = DPOConfig(records_per_step=rows, micro_batch=16, learning_rate=RATE, warmup=0, temperature=1.0)
+    ours = train_dpo(lm, pairs(rows)[:rows], config, reference=other).history.column("loss")[1][0]
+    theirs = dpo_there(lm, 1, rows, None, ref_model=other.model, precompute_ref_log_probs=False, **LOGGED)
+    return float(ours), theirs.losses[0]
+
+
+def moved(lm: LanguageModel) -> LanguageModel:
+    """A copy with every weight a little elsewhere."""
+    lm, generator = lm.copy(), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in lm.model.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+    return lm
+
+
+SAME = {"SFT": losses_of_sft, "DPO": losses_of_dpo}
 
 
 # -- what is printed --------------------------------------------------------------------------------------------------
-def report_bare(lm: LanguageModel, demonstrations: Sequence[Demonstration], config: SFTConfig) -> None:
-    pairs = against_bare_passes(partial(train, lm, demonstrations, config))
+def report_bare(case: Case, lm: LanguageModel, steps: int, rows: int) -> None:
+    pairs_of = against_bare(case, lm, steps, rows)
     print(
-        f"   {config.demonstrations_per_step} demonstrations a step, {config.micro_batch} rows in a pass; "
-        f"median of {len(pairs.library)} steps"
+        f"   {case.name}: {rows} {case.unit} a step, {case.passes} in a pass; median of {len(pairs_of.library)} steps"
     )
-    print_seconds(pairs, "bare passes")
-    print_ratios("library / bare passes", pairs, "target: at most 1.25")
+    print_seconds(pairs_of, "bare passes")
+    print_ratios("library / bare passes", pairs_of, "target: at most 1.25")
 
 
-def report_trl(lm: LanguageModel, demonstrations: Sequence[Demonstration], config: SFTConfig, rounds: int) -> None:
-    ours, theirs = losses_on_the_same_rows(lm, demonstrations[: config.demonstrations_per_step])
-    print(f"   loss on the same rows: {ours:.6f} nats a reply token, TRL {theirs:.6f}, {abs(ours - theirs):.1g} apart")
-    for rows in (config.micro_batch, config.demonstrations_per_step):
-        pairs = against_trl(
-            lambda: timed(partial(train, lm, demonstrations, config), lambda lm: None)[0].library,
-            partial(trl_sft_steps, lm, demonstrations, config, rows),
+def report_trl(case: Case, lm: LanguageModel, steps: int, rows: int, rounds: int) -> None:
+    if case.name in SAME:
+        ours, theirs = SAME[case.name](lm, 16)
+        print(
+            f"   {case.name}: loss on the same rows {ours:.6f} nats, TRL {theirs:.6f}, {abs(ours - theirs):.1g} apart"
+        )
+    for micro_batch in dict.fromkeys((min(case.passes, rows // 2), None)):
+        pairs_of = against_trl(
+            lambda: timed(partial(case.train, lm, steps + WARM_UP, rows), lambda lm: None)[0].library,
+            lambda m=micro_batch: case.trl(lm, steps + WARM_UP, rows, m),
             rounds,
         )
-        print(f"   {config.demonstrations_per_step} demonstrations a step, TRL with {rows} rows in a pass:")
-        print_seconds(pairs, "TRL")
-        print_ratios(f"library / TRL, rounds of {config.steps} steps", pairs, "target: below 1")
+        print(
+            f"   {case.name}: {rows} {case.unit} a step, TRL with {micro_batch or 'all'} rows of an update in a pass:"
+        )
+        print_seconds(pairs_of, "TRL")
+        print_ratios(f"library / TRL, rounds of {steps} steps", pairs_of, "target: below 1")
+
+
+def report_growth(case: Case, steps: int, quick: bool) -> None:
+    tokenizer = shipped_model()[0].tokenizer
+    print(f"   {case.name}, GPT-2 of 2 layers, seconds a step (ratio to the bare passes)")
+    for name, sizes in GROWTH.items():
+        points = []
+        for size in sizes[:2] if quick else sizes:
+            lm = random_model(tokenizer, 2, size if name == "width" else 64)
+            taken = against_bare(case, lm, steps, size if name == "rows" else 32)
+            seconds = statistics.median(clock.wall for clock in taken.library)
+            points.append((size, size_of(lm.model), seconds, statistics.median(taken.ratios("wall"))))
+        by = [(math.log(p[1 if name == "width" else 0]), math.log(p[2])) for p in points]
+        slope = statistics.linear_regression(*zip(*by, strict=True)).slope
+        what = "parameters" if name == "width" else "rows"
+        said = ", ".join(f"{name} {size}: {seconds:.3f} ({ratio:.2f})" for size, _, seconds, ratio in points)
+        print(f"      {said}; grows as {what} to the power {slope:.2f}", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -106,25 +132,31 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=at_least(1), default=None, help="steps that are timed (20; quick: 3)")
     parser.add_argument("--rounds", type=at_least(1), default=None, help="rounds against TRL (6; quick: 1)")
     parser.add_argument("--threads", type=at_least(1), default=1, help="threads of torch (1)")
-    parser.add_argument("--parts", type=int, nargs="+", default=[1, 2], choices=[1, 2])
+    parser.add_argument("--parts", type=int, nargs="+", default=[1, 2, 3], choices=[1, 2, 3])
+    parser.add_argument("--recipes", nargs="+", default=list(CASES), choices=list(CASES))
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     steps = options.steps or (3 if options.quick else 20)
     lm, name = shipped_model()
-    config = replace(STILL, steps=steps + WARM_UP)
-    if options.quick:
-        config = replace(config, demonstrations_per_step=8, micro_batch=4)
-    demonstrations = town.demonstrations(8 * config.demonstrations_per_step)
+    small = random_model(lm.tokenizer, 2, 64)
+    cases = [(CASES[recipe], 8 if options.quick else CASES[recipe].rows) for recipe in options.recipes]
     if 1 in options.parts:
-        print(f"1. A step of SFT on {name} ({size_of(lm.model):,} parameters), {machine()}")
-        report_bare(lm, demonstrations, config)
+        print(f"1. A step on {name} ({size_of(lm.model):,} parameters), {machine()}")
+        for case, rows in cases:
+            report_bare(case, lm, steps, rows)
     if 2 in options.parts and not trl_is_there():
-        print(f"2. Against TRL's SFTTrainer: {MISSING}")
+        print(f"2. Against TRL's trainers: {MISSING}")
     elif 2 in options.parts:
         import trl
 
-        print(f"2. A step of SFT against TRL {trl.__version__}'s SFTTrainer, {machine()}")
-        report_trl(lm, demonstrations, config, options.rounds or (1 if options.quick else 6))
+        print(f"2. A step against TRL {trl.__version__}'s trainers, {machine()}")
+        for case, rows in cases:
+            model = lm if case.name == "SFT" else small
+            report_trl(case, model, steps, rows, options.rounds or (1 if options.quick else 6))
+    if 3 in options.parts:
+        print(f"3. How a step grows, {machine()}")
+        for case, _ in cases:
+            report_growth(case, max(1, steps // 4), options.quick)
     return 0
 
 

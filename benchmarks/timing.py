@@ -216,13 +216,17 @@ class Tape:
         self.handle.remove()
 
 
-def against_bare_passes(train: Callable[[Callable], object]) -> Pairs:
-    """A step of a recipe that trains one model and its bare passes in turn; `train` as for `timed`."""
+def against_bare_passes(train: Callable[[Callable], object], *others: torch.nn.Module) -> Pairs:
+    """A step of a recipe that trains one model and its bare passes in turn; `train` as for `timed`.
+
+    Args:
+        others: models whose passes count too, such as the reference.
+    """
     tapes: list[Tape] = []
 
     def play(trained) -> None:
         if not tapes:  # before the first step: from now on its passes are written down
-            tapes.append(Tape(trained.model))
+            tapes.append(Tape(trained.model, *others))
             return
         if not tapes[0].twins:
             tapes[0].prepare()
