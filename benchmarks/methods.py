@@ -11,7 +11,7 @@ The plan, written down before the first row of `crossed`. A seed is a replicate:
 the shipped one. The reward model is shared by all methods that need one, DPO learns from the rankings themselves. PPO,
 RLOO, GRPO and distillation sample 30 x 96 replies; DPO passes over the rankings twice and samples nothing; best of n
 samples n replies a question when it is asked. Distillation has PPO's model of the same seed (kl_coef 0.1, the
-middle rate) as its teacher, so it can only be as good, and its teacher's samples come on top.
+middle rate) as its teacher, whose samples come on top.
 
 rates      every method that trains at three learning rates, at the first of its leashes, on seed 100; the best true
            reward there is the method's rate (`RATES`).

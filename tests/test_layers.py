@@ -49,6 +49,7 @@ ORDER = [
     ("classroom.widgets", ["writing", "opinions", "dialogue", "chat", "plain_chat"]),
     ("classroom.checks", ["comparing", "clipped_losses", "dawid_skene", (*CHECKS, "human_feedback", "reward_models")]),
     ("classroom.checks", ["gpt2", "transformer", "sampling", "judging", ("decoding", "batches", "evaluation")]),
+    ("classroom.checks", [("draws", "log_ratios", "group_loop"), "beyond"]),
     ("classroom.clinic", ["songs", "parts", "oracles", "faults", "cases"]),
     ("classroom.clinic", [("experience_cases", "update_cases", "scoring_cases"), "watch", "runs", "ward", "charts"]),
     ("classroom.clinic", ["grading", "agent", "agent_checks", "exercises", "__init__"]),
