@@ -17,6 +17,8 @@ import interval_coverage
 import labels
 import leash
 import live_checks
+import methods
+import methods_world
 import ppo_ablation
 import probes
 import pytest
@@ -42,6 +44,8 @@ STUDIES = {
     labels.RESULTS: labels.arms(),
     leash.RESULTS: leash.arms(),
     live_checks.RESULTS: live_checks.ARMS,
+    methods.RESULTS: [arm for part in methods.PARTS for arm in methods.arms(part)],
+    methods_world.RESULTS: [arm for part in methods_world.PARTS for arm in methods_world.arms(part)],
     ppo_ablation.RESULTS: ppo_ablation.arms(list(ppo_ablation.PARTS)),
     probes.RESULTS: [probes.arm(fault) for fault in probes.EVERY],
     segment_labels.RESULTS: segment_labels.arms(),
