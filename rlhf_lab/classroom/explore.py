@@ -92,12 +92,12 @@ def sampling_law_still() -> None:
 
 
 def best_of_n() -> Explorable:
-    """N in best-of-n. Chapters 10 and 12."""
+    """N in best-of-n. Chapters 00 and 15."""
     return Explorable(BEST_OF_N)
 
 
 def best_of_n_still() -> None:
-    """`best_of_n` at n 2, 8 and 64."""
+    """`best_of_n` at n 4 and 64, and at 64 with three levels of the reward."""
     still(BEST_OF_N)
 
 
