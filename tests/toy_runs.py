@@ -1,4 +1,6 @@
-"""Finished demo runs that nobody trained: numbers by a rule, written as the demo writes them."""
+"""Runs for several test files: training that stops and goes on, and finished demo runs that nobody trained."""
+
+import signal
 
 from rlhf_lab.classroom.metrics import write_metrics
 from rlhf_lab.classroom.summary import Contrast, RunCard, RunSummary
@@ -11,6 +13,26 @@ from rlhf_lab.records import as_conversation
 from rlhf_lab.training.folders import RunFolder
 
 CARD = RunCard("2026-11-30T16:00:00+00:00", "0.1", None, "torch 2", "cpu", 0, "tiny", 600, 24)
+
+
+def looking(stop_after=None):
+    """An `evaluate` that gives the norm of the weights; at that look, counted from 0, it interrupts the run."""
+    looks = []
+
+    def evaluate(lm):
+        looks.append(lm)
+        if len(looks) - 1 == stop_after:
+            signal.raise_signal(signal.SIGINT)
+        return {"norm": float(sum(p.detach().norm() for p in lm.model.parameters()))}
+
+    return evaluate
+
+
+def check_it_goes_on(train, path, stop_after=2):
+    """A run that was stopped and went on has the history of one that was not; `train` takes evaluate and checkpoint."""
+    whole = train(evaluate=looking(), checkpoint=None)
+    assert train(evaluate=looking(stop_after), checkpoint=path).interrupted
+    assert train(evaluate=looking(), checkpoint=path).history == whole.history
 
 
 def prompts_of(count, start=0):

@@ -6,7 +6,7 @@ fault of the code is there from the start, or from the first step on.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,10 +21,12 @@ from rlhf_lab.experience.episodes import Episodes
 from rlhf_lab.experience.rewards import Reward, scores_of
 from rlhf_lab.experience.updates import Experience, Look, Losses
 from rlhf_lab.models.language_model import LanguageModel
-from rlhf_lab.models.scoring import forward, response_log_probs
+from rlhf_lab.models.scoring import forward, response_log_probs, token_log_probs
 from rlhf_lab.models.tokens import Rollout, TokenBatch
 
 LAW_ROWS, CHECK_ROWS, CHECK_EVERY = 4, 2, 10  # rows that are bet on, rows scored again, iterations between
+# Rows of a micro-batch in its minibatch, itself, logits of student and teacher with the temperature divided out, loss.
+Teach = Callable[[Tensor, TokenBatch, Tensor, Tensor, Tensor], None]
 BEGINNING = 3  # iterations in which an update that goes too far stops the run
 
 
@@ -109,52 +111,74 @@ class LiveChecks:
             step: from 0. scores: [B] before penalties. log_probs, ref_log_probs: [B, T] nats.
             reward: judges the replies once more where the checks are thorough.
         """
+        self._mask(rollout)  # first: replies without tokens make scores that are no numbers
         invariants.check_finite("reward scores", scores, step + 1)
         invariants.check_finite("log-probs of the policy", log_probs, step + 1)
         if not self.on:
             return
         with self._timed():
-            batch = rollout.batch
-            lengths = invariants.reply_lengths(
-                batch.response_ids, rollout.ended, self.policy.end_id, self.max_new_tokens
-            )
-            invariants.check_mask(batch.mask, lengths)
             if "start" not in self.book:
-                self._first(batch, log_probs, ref_log_probs)
+                self._first(rollout.batch, log_probs, ref_log_probs)
             self._bets(rollout, log_probs, ref_log_probs)
             if self._thorough(step):
                 self._again(rollout, ref_log_probs)
                 if reward is not None:
                     self._judged_again(rollout, scores, reward)
 
+    def replies(self, step: int, rollout: Rollout) -> None:
+        """What `rollout` checks, of replies that nobody scores and of which the reference has read none before."""
+        self._mask(rollout)
+        invariants.check_finite("log-probs of the policy", rollout.log_probs, step + 1)
+        if not self.on:
+            return
+        with self._timed():
+            self._law(rollout)
+            if self._thorough(step):
+                few = rollout.batch.select(torch.arange(min(CHECK_ROWS, len(rollout))))
+                ref_log_probs = response_log_probs(self.reference, few, self.temperature)
+                if "start" not in self.book:
+                    self._first(few, rollout.log_probs[: len(few), : few.mask.shape[1]], ref_log_probs)
+                self._again(rollout, ref_log_probs)
+
+    def _mask(self, rollout: Rollout) -> None:
+        if self.on:
+            with self._timed():
+                tokens, ended = rollout.batch.response_ids, rollout.ended
+                lengths = invariants.reply_lengths(tokens, ended, self.policy.end_id, self.max_new_tokens)
+                invariants.check_mask(rollout.batch.mask, lengths)
+
     def _first(self, batch: TokenBatch, log_probs: Tensor, ref_log_probs: Tensor) -> None:
         """Before the first update: where the reference is the policy's own copy, the KL is 0. A few rows are kept."""
-        ours, theirs = self.policy.model.state_dict(), self.reference.model.state_dict()
-        if ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours):
-            cause = partial(invariants.diagnose, self.policy, batch, log_probs, ref_log_probs, self.temperature)
+        if invariants.same_weights(self.policy.model, self.reference.model):
+            pair = (batch, log_probs, ref_log_probs, self.temperature)
+            cause = partial(invariants.diagnose, self.policy, *pair, other=self.reference)
             invariants.check_initial_kl(log_probs, ref_log_probs, batch.mask, self._tolerance, cause)
         few = batch.select(torch.arange(min(CHECK_ROWS, len(batch))))
         width = few.mask.shape[1]
         self.book["start"] = vars(few) | {"ref_log_probs": ref_log_probs[: len(few), :width].clone()}
 
-    def _bets(self, rollout: Rollout, log_probs: Tensor, ref_log_probs: Tensor) -> None:
-        """The tokens of a few rows against the law that is scored, and the logged KL of all."""
-        batch, price = rollout.batch, None
+    def _law(self, rollout: Rollout) -> tuple[TokenBatch, Tensor] | None:
+        """The tokens of a few rows against the law that is scored; those rows and the logits of it [R, T, V]."""
         if rollout.logits is None:
             self.unchecked["sampled_law"] = "the logits that sampled were not kept (keep_logits of sample_responses)"
-        else:
-            rows = torch.arange(len(rollout.logits), device=batch.mask.device)
-            few = batch.select(rows)
-            width = few.mask.shape[1]
-            logits = rollout.logits[:, :width] / (self.temperature or 1.0)
-            law = invariants.SampledLaw(end_id=self.policy.end_id, book=self.book.setdefault("sampled_law", {}))
-            prompts = few.prompt_ids.masked_fill(~few.prompt_mask, -1)
-            law.update(logits, few.response_ids, few.mask, prompts=prompts)
+            return None
+        few = rollout.batch.select(torch.arange(len(rollout.logits), device=rollout.batch.mask.device))
+        logits = rollout.logits[:, : few.mask.shape[1]] / (self.temperature or 1.0)
+        law = invariants.SampledLaw(end_id=self.policy.end_id, book=self.book.setdefault("sampled_law", {}))
+        prompts = few.prompt_ids.masked_fill(~few.prompt_mask, -1)
+        law.update(logits, few.response_ids, few.mask, prompts=prompts)
+        return few, logits
+
+    def _bets(self, rollout: Rollout, log_probs: Tensor, ref_log_probs: Tensor) -> None:
+        """The tokens of a few rows against the law that is scored, and the logged KL of all."""
+        known, price = self._law(rollout), None
+        if known is not None:
+            few, logits = known
             with torch.no_grad():
                 price = invariants.log_price(logits, forward(self.reference, few).logits / self.temperature)
         slack = self._tolerance**2  # rounding of that size raises the mean of a bet by half of its square a token
         kl = invariants.KLSum(slack=slack, book=self.book.setdefault("kl_sum", {}))
-        kl.update(log_probs - ref_log_probs, batch.mask, price)
+        kl.update(log_probs - ref_log_probs, rollout.batch.mask, price)
 
     def _again(self, rollout: Rollout, ref_log_probs: Tensor) -> None:
         """A few rows once more, each alone, by policy and reference; the rows of the start."""
@@ -193,11 +217,12 @@ class LiveChecks:
         mask: Tensor,
         kl_coef: float,
     ) -> None:
-        """The score is counted once and stands at the last token; the leash is there and pulls the right way."""
+        """The score is counted once and stands at the last token; the leash is there, once, and pulls the right way."""
         if not self.on:
             return
         with self._timed():
             tolerance = invariants.tolerance_for(torch.float32)
+            invariants.check_leash_once(self.leash, in_reward=kl_coef > 0)
             invariants.check_score_counted_once(rewards, scores, kl_penalty, mask, tolerance)
             invariants.check_score_place(rewards, scores, kl_penalty, mask, tolerance)
             invariants.check_leash(kl_penalty, log_probs, ref_log_probs, mask, kl_coef, tolerance)
@@ -258,6 +283,34 @@ class LiveChecks:
             check_minibatch(part, self.experience, rows)
         return partial(self._losses, update == 0)
 
+    def distilled(self, step: int, first: bool, old_log_probs: Tensor, credit: str) -> Teach | None:
+        """For `distillation_gradient`: what sees the loss of a minibatch; None where there is nothing to check.
+
+        Args:
+            first: minibatch of this iteration. old_log_probs: [B, T] nats from sampling. credit: as declared.
+        """
+        return partial(self._distilled, first, old_log_probs, credit) if self._thorough(step) else None
+
+    def _distilled(
+        self, first: bool, old_log_probs: Tensor, credit: str, rows: Tensor, part: TokenBatch, *of: Tensor
+    ) -> None:
+        logits, wanted, loss = of
+        with self._timed():
+            invariants.check_fresh_gradient(self.policy.model)
+            tokens, mask, law = part.response_ids, part.mask, self.temperature
+            if first:
+                now, old = token_log_probs(logits.detach(), tokens, mask), old_log_probs[rows, : mask.shape[1]]
+                cause = partial(invariants.diagnose, self.policy, part, old, now, law)
+                invariants.check_first_minibatch(now, old, mask, self.clip_epsilon, self._tolerance, cause)
+            few = part.select(torch.arange(min(CHECK_ROWS, len(part))))
+            totals = token_log_probs(wanted, tokens, mask).sum(1)[: len(few)]
+            tolerance = invariants.tolerance_for(self.reference.precision)
+            invariants.check_totals(self.reference, few, totals, law, tolerance, "the teacher's pass")
+            (pull,) = invariants.derivatives(loss, logits)
+            tolerance = invariants.tolerance_for(torch.float32)
+            size = (len(old_log_probs), credit, tolerance)
+            invariants.check_distillation(pull, logits, wanted, tokens, mask, *size)
+
     def update(self, step: int, numbers: dict[str, float]) -> dict[str, float]:
         """The numbers of an update, as they came; the first ones stay near the policy that sampled."""
         if self.kl_limit is not None and step < BEGINNING:
@@ -283,6 +336,7 @@ class LiveChecks:
             logits, by_logit = losses.logits / self.temperature, by_logit * self.temperature
             tokens, coef = batch.response_ids, self.entropy_coef
             invariants.check_bonus(by_logit, slope, logits, tokens, mask, count, coef, tolerance)
+            invariants.check_leash_once(self.leash, in_loss=losses.leash is not None)
             if losses.leash is not None and self.leash is not None and part.ref_log_probs is not None:
                 (pull,) = invariants.derivatives(losses.leash, losses.log_probs)
                 away, weights = now - part.ref_log_probs, mask if part.weights is None else part.weights

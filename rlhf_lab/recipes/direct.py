@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rlhf_lab.experience import invariants
 from rlhf_lab.maths.objectives import dpo_loss
 from rlhf_lab.models.language_model import LanguageModel
 from rlhf_lab.models.scoring import forward, response_log_probs, token_log_probs
@@ -25,6 +26,9 @@ from rlhf_lab.training.history import Result
 from rlhf_lab.training.optimisers import clipped_step, cosine_rate, make_optimiser, scale_rates
 from rlhf_lab.training.randomness import generator_for
 from rlhf_lab.training.steps import Checkpoint, Steps
+
+CHECK_ROWS = 4  # replies that are scored again before the first step
+Look = Callable[[TokenBatch, Tensor, Tensor, Tensor], None]  # replies, log-probs of policy and reference, losses
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,7 @@ def train_dpo(
 
     Raises:
         ValueError: no record that forms a pair, or weights that do not fit.
+        InvariantViolation: a check of the first step failed; the message says what it means.
         CheckpointError, FloatingPointError: as in `train_sft`.
 
     Source: Rafailov et al. 2023, Direct Preference Optimization, equation 7; all pairs of a ranking with one weight as
@@ -145,7 +150,8 @@ def train_dpo(
             rows = order[place * config.records_per_step :][: config.records_per_step]
             rate = scale_rates(optimiser, cosine_rate(step, total, config.warmup))
             optimiser.zero_grad()
-            numbers = preference_gradient(lm, [judged[i] for i in rows], [known[i] for i in rows], config)
+            seen = partial(check_start, lm, reference or start, config) if step == 0 else None
+            numbers = preference_gradient(lm, [judged[i] for i in rows], [known[i] for i in rows], config, seen)
             (norm,) = clipped_step(optimiser, config.max_grad_norm, step + 1, lm.model)
             steps.log(numbers, grad_norm=norm, learning_rate=rate)
     unused = sum(data.reasons.values())
@@ -165,12 +171,17 @@ def reference_log_probs(lm: LanguageModel, judged: Sequence[Judged], temperature
 
 
 def preference_gradient(
-    lm: LanguageModel, judged: Sequence[Judged], known: Sequence[Tensor], config: DPOConfig
+    lm: LanguageModel,
+    judged: Sequence[Judged],
+    known: Sequence[Tensor],
+    config: DPOConfig,
+    look: Look | None = None,
 ) -> dict[str, float]:
     """Add the gradient of the mean of weight * loss over all `judged`; returns the numbers of the history.
 
     Args:
         known: of each record the reference's log-probs [K].
+        look: sees the first micro-batch before its gradient is taken, to check it.
     """
     sums = torch.zeros(4, device=lm.device)
     ordered = sorted(range(len(judged)), key=lambda i: len(judged[i].prompt) + max(map(len, judged[i].replies)))
@@ -182,11 +193,35 @@ def preference_gradient(
         logits = forward(lm, batch).logits
         log_probs = token_log_probs(logits, batch.response_ids, batch.mask, config.temperature).sum(1)
         losses = dpo_loss(log_probs[better], log_probs[worse], reference[better], reference[worse], config.beta)
+        if look is not None and start == 0:
+            look(batch, log_probs.detach(), reference, losses.detach())
         ((share * losses).sum() / len(judged)).backward()
         gain = log_probs.detach() - reference
         right = (torch.sign(gain[better] - gain[worse]) + 1) / 2
         sums += torch.stack([(share * x).sum() for x in (losses.detach(), right, gain[better], gain[worse])])
     return dict(zip(("loss", "accuracy", "chosen", "rejected"), (sums / len(judged)).tolist(), strict=True))
+
+
+def check_start(lm: LanguageModel, reference: LanguageModel, config: DPOConfig, batch: TokenBatch, *of: Tensor) -> None:
+    """Before the first step, of a few replies: both models were scored at the temperature and without dropout.
+
+    Where the reference is the policy as it was, each pair costs log 2.
+
+    Args:
+        batch: replies of the first micro-batch. of: their log-probs [R] by policy and reference, and the losses [N].
+
+    Raises:
+        InvariantViolation: named "rescored" or "initial_loss".
+    """
+    log_probs, known, losses = of
+    few = batch.select(torch.arange(min(CHECK_ROWS, len(batch))))
+    for model, totals, whose in ((lm, log_probs, "the training pass"), (reference, known, "the reference's pass")):
+        tolerance = invariants.tolerance_for(model.precision)
+        invariants.check_totals(model, few, totals[: len(few)], config.temperature, tolerance, whose)
+    if invariants.same_weights(lm.model, reference.model):
+        # rounding moves a reply by `tolerance` times its tokens, and the loss of a pair by half of beta for each reply
+        tolerance = invariants.tolerance_for(lm.precision) * int(batch.response_lengths.max())
+        invariants.check_initial_loss(losses, config.beta * tolerance)
 
 
 def pairs_of(judged: Sequence[Judged], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,11 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlhf_lab.experience.inputs import Sampling, checked_prompts
+from rlhf_lab.experience.live import LiveChecks, Teach
 from rlhf_lab.experience.rewards import reply_discounts
 from rlhf_lab.experience.rollouts import TEMPERATURE, prompts_of, sample_responses
 from rlhf_lab.maths.kl import categorical_kl, kl_k1
@@ -24,7 +26,7 @@ from rlhf_lab.models.language_model import LanguageModel, check_same_tokens
 from rlhf_lab.models.scoring import forward, token_log_probs
 from rlhf_lab.models.tokens import TokenBatch, length_groups
 from rlhf_lab.records import PromptLike
-from rlhf_lab.training.configs import above_zero, at_least_one, require, whole
+from rlhf_lab.training.configs import above_zero, at_least_one, flags, require, whole
 from rlhf_lab.training.history import Result, mean_rows
 from rlhf_lab.training.optimisers import OptimiserConfig, clipped_step, scale_rates
 from rlhf_lab.training.randomness import generator_for, minibatches
@@ -45,6 +47,7 @@ class DistilConfig:
         learning_rate: at its peak.
         optimiser: AdamW's other settings and the schedule.
         credit: "token" or "rest", see the module.
+        check_invariants: live checks.
         evaluate_every: iterations between calls of `evaluate`.
         seed: of prompts, sampling and minibatches.
     """
@@ -58,6 +61,7 @@ class DistilConfig:
     learning_rate: float = 3e-4
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     credit: str = "token"
+    check_invariants: bool = True
     evaluate_every: int = 10
     seed: int = 0
 
@@ -65,6 +69,7 @@ class DistilConfig:
         at_least_one(self, "iterations", "prompts_per_iteration", "max_new_tokens")
         at_least_one(self, "minibatch_rows", "micro_batch", "evaluate_every")
         above_zero(self, "temperature", "learning_rate")
+        flags(self, "check_invariants")
         whole(self, "seed")
         require(self.credit in CREDITS, "credit", self.credit, f"one of {CREDITS}")
         rows, most = self.minibatch_rows, self.prompts_per_iteration
@@ -112,7 +117,8 @@ def train_distilled(
         DistilResult. After an interrupt it holds what was done.
 
     Raises:
-        ValueError: an argument that cannot be, or other tokens. CheckpointError, FloatingPointError: as `train_rlhf`.
+        ValueError: an argument that cannot be, or other tokens.
+        InvariantViolation, CheckpointError, FloatingPointError: as `train_rlhf`.
 
     Source: Agarwal et al. 2024, On-policy distillation of language models; Gu et al. 2024, MiniLLM. Chapter 15.
     """
@@ -124,8 +130,11 @@ def train_distilled(
     student = student.copy()
     student.model.requires_grad_(True)
     optimiser = config.optimiser.adamw([{"params": list(student.model.parameters()), "lr": config.learning_rate}])
+    state: dict[str, Any] = {}
+    law = (config.temperature, config.max_new_tokens)
+    checks = LiveChecks(student, teacher, *law, state, on=config.check_invariants)
     file = Checkpoint(
-        checkpoint, checkpoint_every, "distil", config, inputs, student.model, optimiser, several_updates=True
+        checkpoint, checkpoint_every, "distil", config, inputs, student.model, optimiser, state, several_updates=True
     )
     with Steps(
         "distillation", config.iterations, evaluate and partial(evaluate, student), config.evaluate_every, file
@@ -134,11 +143,15 @@ def train_distilled(
             generator = generator_for(config.seed, "distil", step)
             rate = scale_rates(optimiser, config.optimiser.factor(step, config.iterations))
             asked = prompts_of(conversations, config.prompts_per_iteration, step, config.seed)
-            rollout = sample_responses(student, asked, generator=generator, **config.sampling)
+            rollout = sample_responses(
+                student, asked, generator=generator, keep_logits=checks.law_rows, **config.sampling
+            )
+            checks.replies(step, rollout)
             updates: list[dict[str, float]] = []
             for rows in minibatches(len(rollout), config.minibatch_rows, 1, generator):
                 optimiser.zero_grad()
-                numbers = distillation_gradient(student, teacher, rollout.batch.select(rows), config)
+                seen = checks.distilled(step, not updates, rollout.log_probs[rows], config.credit)
+                numbers = distillation_gradient(student, teacher, rollout.batch.select(rows), config, seen)
                 (norm,) = clipped_step(optimiser, config.optimiser.max_grad_norm, step + 1, student.model)
                 updates.append(numbers | {"grad_norm": norm})
             ended, length = rollout.ended.float().mean(), rollout.batch.response_lengths.float().mean()
@@ -147,24 +160,31 @@ def train_distilled(
 
 
 def distillation_gradient(
-    student: LanguageModel, teacher: LanguageModel, batch: TokenBatch, config: DistilConfig
+    student: LanguageModel, teacher: LanguageModel, batch: TokenBatch, config: DistilConfig, look: Teach | None = None
 ) -> dict[str, float]:
     """Add the gradient of the mean over the replies of the sum of what each of their tokens costs.
 
     token    sum_t KL(student(. | s_t) || teacher(. | s_t)),    s_t as given
     rest     sum_t G_t log student(a_t | s_t),    G_t = sum from t on of log student - log teacher, data
+
+    Args:
+        look: sees the loss of the first micro-batch before its gradient is taken, to check it.
     """
     total, tokens = 0.0, int(batch.mask.sum())
-    for rows in length_groups(batch, config.micro_batch):
+    for place, rows in enumerate(length_groups(batch, config.micro_batch)):
         part = batch.select(rows)
         logits = forward(student, part).logits / config.temperature
         with torch.no_grad():
             wanted = forward(teacher, part).logits / config.temperature
-        kl = categorical_kl(logits, wanted) * part.mask
+        seen = logits.detach() if config.credit == "rest" else logits  # there the exact KL is reported, not minimised
+        kl = categorical_kl(seen, wanted) * part.mask
         total += float(kl.detach().sum())
         if config.credit == "rest":
             kl = cost_to_go(logits, wanted, part) * part.mask
-        (kl.sum() / len(batch)).backward()
+        loss = kl.sum() / len(batch)
+        if look is not None and place == 0:
+            look(rows, part, logits, wanted, loss)
+        loss.backward()
     return {"kl": total / len(batch), "kl_token": total / tokens}
 
 

@@ -131,7 +131,8 @@ class GroupResult(Result[LanguageModel]):
 
     Attributes:
         history: as of `RLHFResult`, without what is of a value. equal_groups: share of the groups whose rewards are all
-            the same, from which nothing is learned. policy_loss has mean 0 at every first step: see chapter 15.
+            the same, from which nothing is learned. policy_loss is 0 at a first step with
+            mean="replies" and whole groups in it, else minus a covariance of reward and length: see chapter 15.
         timings: seconds of "sample", "score" and "optimise" in each iteration that this process ran.
         unchecked: name of a live check -> why this run could not have it.
     """

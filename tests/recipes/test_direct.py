@@ -2,11 +2,15 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from toy_models import PROMPTS, word_model
+from toy_runs import check_it_goes_on
 
+from rlhf_lab.experience.invariants import InvariantViolation
+from rlhf_lab.maths.objectives import dpo_loss
 from rlhf_lab.models.scoring import response_log_probs
 from rlhf_lab.models.tokens import encode_prompts, encode_responses, make_batch
 from rlhf_lab.recipes import direct
@@ -130,3 +134,59 @@ def test_a_reply_is_scored_once_however_many_pairs_it_is_in(monkeypatch):
     )
     train_dpo(word_model(), RANKINGS[:1], CONFIG)
     assert rows == [3]  # of two pairs
+
+
+def test_it_resumes_bit_for_bit(tmp_path):
+    config = replace(CONFIG, epochs=4, evaluate_every=1)
+    check_it_goes_on(partial(train_dpo, word_model(), FEEDBACK, config), tmp_path / "run.pt")
+
+
+# -- planted faults ---------------------------------------------------------------------------------------------------
+healthy, log_probs_of = direct.reference_log_probs, direct.token_log_probs
+
+
+def with_dropout(lm):
+    lm = lm.copy()
+    lm.model.train()
+    return lm
+
+
+def of_the_next_reply(lm, judged, temperature):
+    return [known.roll(1) for known in healthy(lm, judged, temperature)]
+
+
+FAULTS = {  # what is replaced -> by what; the name and words of the cause
+    "reference at 1": (
+        {"reference_log_probs": lambda lm, judged, at: healthy(lm, judged, 1.0)},
+        "rescored: .*the reference's pass used temperature 1 where 0.7",
+    ),
+    "policy at 1": (
+        {"token_log_probs": lambda logits, ids, mask, at: log_probs_of(logits, ids, mask)},
+        "rescored: .*the training pass used temperature 1 where 0.7",
+    ),
+    "no reference in the loss": (
+        {"dpo_loss": lambda c, r, ref_c, ref_r, beta: dpo_loss(c, r, 0 * ref_c, 0 * ref_r, beta)},
+        "initial_loss: .*the reference is missing",
+    ),
+    "reference of other replies": ({"reference_log_probs": of_the_next_reply}, "rescored: .*the reference's pass"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_stops_the_run_and_is_named(fault, monkeypatch):
+    planted, words = FAULTS[fault]
+    for part, instead in planted.items():
+        monkeypatch.setattr(direct, part, instead)
+    with pytest.raises(InvariantViolation, match=rf"(?s)^{words}"):
+        train_dpo(word_model(), FEEDBACK, CONFIG)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_dropout_is_named_in_policy_and_reference_and_nothing_without(precision):
+    lm = replace(word_model(), precision=precision)
+    with pytest.raises(InvariantViolation, match=r"(?s)rescored: got .* the training pass .*dropout is on"):
+        train_dpo(with_dropout(lm), FEEDBACK, CONFIG, reference=lm)
+    with pytest.raises(InvariantViolation, match=r"(?s)rescored: got .* the reference's pass .*dropout is on"):
+        train_dpo(lm, FEEDBACK, CONFIG, reference=with_dropout(lm))
+    for reference in (None, changed(lm)):
+        train_dpo(lm, FEEDBACK, CONFIG, reference=reference)

@@ -1,15 +1,20 @@
 """On-policy distillation: both gradients against enumeration, and a student that comes to its teacher."""
 
-import signal
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from toy_models import PROMPTS, WORDS, word_model
+from toy_runs import check_it_goes_on
 
+from rlhf_lab.experience import rollouts
+from rlhf_lab.experience.invariants import InvariantViolation
 from rlhf_lab.maths.exact import enumerate_sequences
-from rlhf_lab.models.scoring import forward, token_log_probs
+from rlhf_lab.maths.kl import categorical_kl
+from rlhf_lab.models.scoring import forward, response_log_probs, token_log_probs
 from rlhf_lab.models.tokens import encode_prompts, make_batch
+from rlhf_lab.recipes import distil
 from rlhf_lab.recipes.distil import DistilConfig, distillation_gradient, train_distilled
 
 torch.set_num_threads(1)
@@ -117,22 +122,8 @@ def test_the_student_comes_to_its_teacher(credit):
 
 
 def test_it_resumes_bit_for_bit(tmp_path):
-    def run(checkpoint, stop_after=None):
-        calls = []
-
-        def evaluate(model):
-            calls.append(model)
-            if len(calls) - 1 == stop_after:
-                signal.raise_signal(signal.SIGINT)
-            return {"norm": float(sum(p.detach().norm() for p in model.model.parameters()))}
-
-        config = replace(CONFIG, iterations=4, evaluate_every=1)
-        student, teacher = moved(word_model(), seed=1), word_model()
-        return train_distilled(student, teacher, PROMPTS, config, evaluate=evaluate, checkpoint=checkpoint)
-
-    whole = run(None)
-    assert run(tmp_path / "run.pt", stop_after=2).interrupted
-    assert run(tmp_path / "run.pt").history == whole.history
+    config, student = replace(CONFIG, iterations=4, evaluate_every=1), moved(word_model(), seed=1)
+    check_it_goes_on(partial(train_distilled, student, word_model(), PROMPTS, config), tmp_path / "run.pt")
 
 
 def test_other_tokens_are_refused():
@@ -140,3 +131,131 @@ def test_other_tokens_are_refused():
         train_distilled(word_model(), word_model(words=("<|pad|>", "<|end|>", "b", "a", "c", "d")), PROMPTS, CONFIG)
     with pytest.raises(ValueError, match="credit"):
         DistilConfig(credit="both")
+
+
+# -- planted faults ---------------------------------------------------------------------------------------------------
+sample, draw, go, copy = distil.sample_responses, rollouts._draw, distil.cost_to_go, distil.LanguageModel.copy
+
+
+def hotter(student, asked, *, temperature, **options):
+    return sample(student, asked, temperature=2 * temperature, **options)
+
+
+def hotter_scored_again(student, asked, *, temperature, **options):
+    rollout = hotter(student, asked, temperature=temperature, **options)
+    return replace(rollout, log_probs=response_log_probs(student, rollout.batch, temperature))
+
+
+def top_two(logits, uniform, temperature):
+    token, _ = draw(logits.where(logits >= logits.topk(2).values[:, -1:], -torch.inf), uniform, temperature)
+    return token, (logits / temperature).log_softmax(-1).gather(-1, token[:, None]).squeeze(1)
+
+
+def logits_of(change):
+    """`forward` with other logits where the student learns (they have a gradient) or where the teacher reads."""
+
+    def changed(lm, batch):
+        output = forward(lm, batch)
+        return output._replace(logits=change(lm, output.logits))
+
+    return changed
+
+
+def mask_from_ids(prompts, replies, pad_id, device):
+    batch = make_batch(prompts, replies, pad_id, device)
+    return replace(batch, mask=batch.response_ids != pad_id)
+
+
+def sampled_k1(logits, wanted):
+    """k1 of the likeliest token where the exact KL was meant: what a tensor of sampled tokens would give."""
+    log_p, log_q = logits.log_softmax(-1), wanted.log_softmax(-1)
+    tokens = SEEN[-1].response_ids[..., None]
+    return (log_p - log_q).gather(-1, tokens).squeeze(-1)
+
+
+def with_dropout(lm):
+    lm = copy(lm)
+    lm.model.train()
+    return lm
+
+
+def seen(lm, batch):
+    SEEN.append(batch)
+    return forward(lm, batch)
+
+
+def k1_of_the_token_alone(logits, wanted, part):
+    log_probs = token_log_probs(logits, part.response_ids, part.mask)
+    return log_probs * (log_probs.detach() - token_log_probs(wanted, part.response_ids, part.mask))
+
+
+SEEN = []
+RAW = logits_of(lambda lm, logits: logits * CONFIG.temperature if logits.requires_grad else logits)
+TEACHER_RAW = logits_of(lambda lm, logits: logits if logits.requires_grad else logits * CONFIG.temperature)
+LONG = {"max_new_tokens": 24}
+FAULTS = {  # what is replaced -> by what; settings; the name and words of the cause
+    "another temperature": ({"sample_responses": hotter}, {}, "rescored: .*sampling used temperature 1.4 where 0.7"),
+    "hotter, scored again": (
+        {"sample_responses": hotter_scored_again}, LONG, "sampled_law: .*temperature (1.5|2) explains"),
+    "top-k, scored again": ({"_draw": top_two}, LONG, "sampled_law: .*top-k 2 explains"),
+    "student at 1": ({"forward": RAW}, {}, "first_minibatch: .*scoring used temperature 1 where 0.7"),
+    "teacher at 1": ({"forward": TEACHER_RAW}, {}, "rescored: .*the teacher's pass used temperature 1 where 0.7"),
+    "dropout in the student": ({"copy": with_dropout}, {}, "rescored: .*dropout is on"),
+    "pad is end": ({"make_batch": mask_from_ids}, {}, "mask: .*comparing token ids with the pad id"),
+    "k1 in the loss": ({"forward": seen, "categorical_kl": sampled_k1}, {}, "distillation: .*k1 in the loss"),
+    "forward KL": (
+        {"categorical_kl": lambda p, q: categorical_kl(q, p)}, {}, "distillation: .*the other direction"),
+    "the wrong sign": ({"categorical_kl": lambda p, q: -categorical_kl(p, q)}, {}, "distillation: .*the sign"),
+    "the wrong sign of rest": (
+        {"cost_to_go": lambda *a: -go(*a)}, {"credit": "rest"}, "distillation: .*the sign"),
+    "nothing later": (
+        {"cost_to_go": k1_of_the_token_alone}, {"credit": "rest"}, "distillation: .*changed nothing later"),
+}  # fmt: skip
+PLACES = {"_draw": rollouts, "make_batch": rollouts, "copy": distil.LanguageModel}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_stops_the_run_and_is_named(fault, monkeypatch):
+    planted, changes, words = FAULTS[fault]
+    student, teacher = word_model(spread=0.3), moved(word_model(spread=0.3), seed=1)
+    for part, instead in planted.items():
+        monkeypatch.setattr(PLACES.get(part, distil), part, instead)
+    if fault == "pad is end":
+        student.pad_id = student.end_id
+    config = replace(CONFIG, iterations=3, **changes)
+    with pytest.raises(InvariantViolation, match=rf"(?s)^{words}"):
+        train_distilled(student, teacher, PROMPTS, config)
+    train_distilled(student, teacher, PROMPTS, replace(config, check_invariants=False))  # nobody looks
+
+
+@pytest.mark.parametrize("credit", ["token", "rest"])
+def test_without_a_fault_nothing_fires_and_nothing_is_changed(credit):
+    """The statistical checks err once in 1,000 runs; these are two."""
+    student, teacher = word_model(spread=0.3), moved(word_model(spread=0.3), seed=1)
+    config = replace(CONFIG, iterations=6, credit=credit, micro_batch=5, **LONG)
+    found = [train_distilled(student, teacher, PROMPTS, replace(config, check_invariants=on)) for on in (True, False)]
+    assert found[0].history == found[1].history
+
+
+def test_a_teacher_that_learns_along_or_has_dropout_is_named(monkeypatch):
+    student, teacher = word_model(), moved(word_model())
+    with pytest.raises(InvariantViolation, match=r"(?s)(reference_still|rescored): .*dropout is on"):
+        train_distilled(student, with_dropout(teacher), PROMPTS, CONFIG)
+
+    def follow(lm):
+        with torch.no_grad():
+            for ours, theirs in zip(lm.model.parameters(), teacher.model.parameters(), strict=True):
+                theirs.lerp_(ours, 0.5)
+        return {}
+
+    config = replace(CONFIG, iterations=3, evaluate_every=1)
+    with pytest.raises(InvariantViolation, match=r"(?s)reference_still: .*follows the policy"):
+        train_distilled(student, teacher, PROMPTS, config, evaluate=follow)
+
+
+def test_the_kl_that_is_only_reported_has_no_graph(monkeypatch):
+    needs = []
+    monkeypatch.setattr(distil, "categorical_kl", lambda p, q: needs.append(p.requires_grad) or categorical_kl(p, q))
+    for credit in ("rest", "token"):
+        train_distilled(word_model(), word_model(), PROMPTS, replace(CONFIG, iterations=1, credit=credit))
+    assert needs == [False, False, True, True]

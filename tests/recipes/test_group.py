@@ -1,15 +1,18 @@
 """RLOO, GRPO and Dr. GRPO: the first gradient is that of the definition, they learn, and planted faults are named."""
 
-import signal
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from toy_models import PROMPTS, WORDS, word_model
+from toy_runs import check_it_goes_on
 
+from rlhf_lab.experience import rollouts, updates
 from rlhf_lab.experience.invariants import InvariantViolation
 from rlhf_lab.experience.updates import Experience, weigh_tokens
 from rlhf_lab.maths.kl import kl_k1, kl_k2, kl_k3
+from rlhf_lab.models.language_model import LanguageModel
 from rlhf_lab.models.scoring import forward, response_log_probs, token_log_probs
 from rlhf_lab.models.tokens import make_batch
 from rlhf_lab.recipes import group
@@ -123,21 +126,8 @@ def test_equal_rewards_teach_nothing_and_are_counted():
 
 
 def test_it_resumes_bit_for_bit(tmp_path):
-    def run(checkpoint, stop_after=None):
-        calls = []
-
-        def evaluate(model):
-            calls.append(model)
-            if len(calls) - 1 == stop_after:
-                signal.raise_signal(signal.SIGINT)
-            return {"norm": float(sum(p.detach().norm() for p in model.model.parameters()))}
-
-        config = replace(FAST["grpo"], iterations=4, evaluate_every=1)
-        return train_group(word_model(), PROMPTS, share_of_c, config, evaluate=evaluate, checkpoint=checkpoint)
-
-    whole = run(None)
-    assert run(tmp_path / "run.pt", stop_after=2).interrupted
-    assert run(tmp_path / "run.pt").history == whole.history
+    config = replace(FAST["grpo"], iterations=4, evaluate_every=1)
+    check_it_goes_on(partial(train_group, word_model(), PROMPTS, share_of_c, config), tmp_path / "run.pt")
 
 
 @pytest.mark.parametrize("mean", ["tokens", "replies", "limit"])
@@ -155,6 +145,164 @@ def test_weights_make_the_other_means(mean):
 
 
 # -- planted faults ---------------------------------------------------------------------------------------------------
+healthy = {name: getattr(group, name) for name in ("sample_responses", "response_log_probs", "group_losses")}
+draw, copy = rollouts._draw, LanguageModel.copy
+
+
+def sampled_at(other):
+    """Replies of another temperature, with the log-probs that were kept, or scored again so that both agree."""
+
+    def sample(policy, asked, *, again, temperature, **options):
+        rollout = healthy["sample_responses"](policy, asked, temperature=other, **options)
+        scored = healthy["response_log_probs"](policy, rollout.batch, temperature)
+        return replace(rollout, log_probs=scored) if again else rollout
+
+    return lambda again: partial(sample, again=again)
+
+
+def top_two(logits, uniform, temperature):
+    token, _ = draw(logits.where(logits >= logits.topk(2).values[:, -1:], -torch.inf), uniform, temperature)
+    return token, (logits / temperature).log_softmax(-1).gather(-1, token[:, None]).squeeze(1)
+
+
+def in_training_mode(policy, config, part, count):
+    policy.model.train()  # and nobody turns it back
+    return healthy["group_losses"](policy, config, part, count)
+
+
+def with_dropout(lm):
+    lm = copy(lm)
+    lm.model.train()
+    return lm
+
+
+def at_temperature_1(logits, ids, mask, temperature):
+    return token_log_probs(logits, ids, mask)
+
+
+def reference_at_1(lm, batch, temperature, micro_batch):
+    return healthy["response_log_probs"](lm, batch, 1.0, micro_batch)
+
+
+def mask_from_ids(prompts, replies, pad_id, device):
+    batch = make_batch(prompts, replies, pad_id, device)
+    return replace(batch, mask=batch.response_ids != pad_id)
+
+
+def score_at(column):
+    def token_rewards(scores, kl_penalty, mask):
+        rewards = torch.cat([kl_penalty, torch.zeros(len(mask), 1)], dim=1)
+        rewards[torch.arange(len(mask)), column(mask)] += scores
+        return rewards[:, :-1]
+
+    return token_rewards
+
+
+def leashed(change):
+    def losses(policy, config, part, count):
+        found = healthy["group_losses"](policy, config, part, count)
+        return replace(found, leash=change(found.leash))
+
+    return losses
+
+
+def leash_in_both(policy, config, part, count):
+    return healthy["group_losses"](policy, replace(config, leash="k3"), part, count)
+
+
+class MovingReference:
+    """Scores the reference's replies by the policy of now."""
+
+    def sample(self, policy, asked, **options):
+        self.policy = policy
+        return healthy["sample_responses"](policy, asked, **options)
+
+    def score(self, lm, *rest):
+        return healthy["response_log_probs"](self.policy, *rest)
+
+
+LONG = {"max_new_tokens": 24}  # the bets need tokens: 4 replies an iteration
+FAULTS = {  # what is replaced -> by what; recipe and settings; the name and words of the cause
+    "another temperature": (
+        {"sample_responses": sampled_at(1.4)(False)}, "rloo", {}, "initial_kl: .*sampling used temperature 1.4 where"),
+    "hotter, scored again": (
+        {"sample_responses": sampled_at(1.4)(True)}, "rloo", LONG, "sampled_law: .*temperature (1.5|2) explains"),
+    "cooler, scored again": (
+        {"sample_responses": sampled_at(0.35)(True)}, "grpo", LONG, "sampled_law: .*temperature 0.[57].* explains"),
+    "top-k, scored again": ({"_draw": top_two}, "rloo", LONG, "sampled_law: .*top-k 2 explains"),
+    "training pass at 1": (
+        {"token_log_probs": at_temperature_1}, "grpo", {}, "first_minibatch: .*scoring used temperature 1 where 0.7"),
+    "reference at 1": (
+        {"response_log_probs": reference_at_1}, "grpo", {}, "initial_kl: .*scoring used temperature 1 where 0.7"),
+    "dropout in training": ({"group_losses": in_training_mode}, "rloo", {}, "first_minibatch: .*dropout is on"),
+    "dropout in scoring": ({"copy": with_dropout}, "rloo", {}, "initial_kl: .*dropout is on"),
+    "pad is end": ({"make_batch": mask_from_ids}, "rloo", {}, "mask: .*comparing token ids with the pad id"),
+    "score at the limit": (
+        {"token_rewards": score_at(lambda mask: torch.full((len(mask),), mask.shape[1] - 1))}, "rloo", {},
+        "score_counted_once: .*written to padding"),
+    "score behind the mask": (
+        {"token_rewards": score_at(lambda mask: mask.sum(1))}, "grpo", {}, "score_counted_once: .*lost under the mask"),
+    "score one token early": (
+        {"token_rewards": score_at(lambda mask: (mask.sum(1) - 2).clamp(min=0))}, "rloo", {},
+        "score_place: .*written too early"),
+    "k1 where k3 was declared": ({"k3": kl_k1}, "grpo", {}, "leash_in_loss: .*k1 in the loss"),
+    "no leash in the loss": ({"group_losses": leashed(lambda leash: None)}, "grpo", {}, "leash_in_loss: .*is absent"),
+    "no leash in the reward": ({"kl_k1": lambda p, q: torch.zeros_like(p)}, "rloo", {}, "leash: .*is absent"),
+    "wrong sign in the loss": ({"group_losses": leashed(torch.neg)}, "grpo", {}, "leash_in_loss: .*Cause: the sign"),
+    "wrong sign in the reward": ({"kl_k1": lambda p, q: q - p}, "rloo", {}, "leash: .*wrong way round"),
+    "twice in the loss": (
+        {"group_losses": leashed(lambda leash: 2 * leash)}, "dr_grpo", {}, "leash_in_loss: .*counts 2 times"),
+    "twice in the reward": ({"kl_k1": lambda p, q: 2 * (p - q)}, "rloo", {}, "leash: .*coefficient is 0.2, 0.1 was"),
+    "in the reward and in the loss": ({"group_losses": leash_in_both}, "rloo", {}, "leash_in_loss: .*counts twice"),
+    "the reference is the policy": ({"copy": lambda lm: lm}, "rloo", {}, "reference_apart: .*is the policy itself"),
+    "the reference moves along": (
+        {"sample_responses": (moving := MovingReference()).sample, "response_log_probs": moving.score}, "grpo", {},
+        "reference_still: .*follows the policy"),
+}  # fmt: skip
+PLACES = {"_draw": rollouts, "make_batch": rollouts, "token_log_probs": updates, "copy": LanguageModel}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_stops_the_run_and_is_named(fault, monkeypatch):
+    planted, name, changes, words = FAULTS[fault]
+    for part, instead in planted.items():
+        if part in group.ESTIMATORS:
+            monkeypatch.setitem(group.ESTIMATORS, part, instead)
+        else:
+            monkeypatch.setattr(PLACES.get(part, group), part, instead)
+    lm = word_model(spread=0.3)
+    if fault == "pad is end":
+        lm.pad_id = lm.end_id
+    config = replace(FAST[name], iterations=3, **changes)
+    with pytest.raises(InvariantViolation, match=rf"(?s)^{words}"):
+        train_group(lm, PROMPTS, lambda rollout: 1 + share_of_c(rollout), config)
+
+
+def test_without_a_fault_nothing_fires_on_the_same_replies():
+    """The statistical checks err once in 1,000 runs; these are three."""
+    for name in FAST:
+        lm = word_model(spread=0.3)
+        lm.pad_id = lm.end_id
+        config = replace(FAST[name], iterations=3, **LONG)
+        assert train_group(lm, PROMPTS, lambda rollout: 1 + share_of_c(rollout), config).unchecked == {}
+
+
+def test_a_leash_in_the_rewards_beside_one_in_the_loss_is_named():
+    lm = word_model()
+    checks = group.new_checks(lm.copy(), lm, {}, FAST["grpo"])
+    zero = torch.zeros(1, 2)
+    with pytest.raises(InvariantViolation, match="counted twice, in the reward and in the loss"):
+        checks.rewards(zero, zero[:, 0], zero, zero, zero, zero == 0, kl_coef=0.04)
+    checks.rewards(zero, zero[:, 0], zero, zero, zero, zero == 0, kl_coef=0.0)
+
+
+def test_dropout_in_a_reference_is_named_as_such():
+    lm = word_model()
+    reference = with_dropout(lm)
+    with pytest.raises(InvariantViolation, match=r"(?s)initial_kl: .*in the reference dropout is on"):
+        train_group(lm, PROMPTS, share_of_c, FAST["rloo"], reference=reference)
+
+
 def test_k1_in_the_loss_is_no_leash_and_is_named():
     with pytest.raises(InvariantViolation, match=r"(?s)leash_in_loss.*k1 in the loss"):
         train_group(word_model(), PROMPTS, share_of_c, replace(FAST["grpo"], leash="k1"))

@@ -2,15 +2,18 @@
 
 A wrong temperature, a missing position or a score counted twice does not crash: the run learns a little less, or
 something else. Each check compares what a run logged with what follows from it by definition; two are statistical,
-and `sampled_law` derives how seldom they err. `live.LiveChecks` makes them in `train_rlhf`.
+and `sampled_law` derives how seldom they err. `live.LiveChecks` makes them in the recipes that sample.
 """
 
 from rlhf_lab.experience.invariants.losses import (
     check_bonus,
+    check_distillation,
     check_first_updates,
     check_fresh_gradient,
+    check_initial_loss,
     check_kept_gradient,
     check_leash_in_loss,
+    check_leash_once,
     check_ratio,
     check_surrogate,
     check_value_loss,
@@ -27,8 +30,10 @@ from rlhf_lab.experience.invariants.replies import (
     check_reference_still,
     check_rescored,
     check_scores,
+    check_totals,
     diagnose,
     reply_lengths,
+    same_weights,
 )
 from rlhf_lab.experience.invariants.rewards import (
     check_advantages,
@@ -56,15 +61,18 @@ __all__ = [
     "check_baseline",
     "check_bonus",
     "check_discounts",
+    "check_distillation",
     "check_finite",
     "check_first_minibatch",
     "check_first_updates",
     "check_fresh_gradient",
     "check_groups",
     "check_initial_kl",
+    "check_initial_loss",
     "check_kept_gradient",
     "check_leash",
     "check_leash_in_loss",
+    "check_leash_once",
     "check_mask",
     "check_padding",
     "check_prompts",
@@ -77,11 +85,13 @@ __all__ = [
     "check_score_place",
     "check_scores",
     "check_surrogate",
+    "check_totals",
     "check_value_loss",
     "check_whitened",
     "derivatives",
     "diagnose",
     "log_price",
     "reply_lengths",
+    "same_weights",
     "tolerance_for",
 ]

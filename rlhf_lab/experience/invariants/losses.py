@@ -1,5 +1,6 @@
 """Facts about the loss: what it does to each log-prob, each logit and each value is what was declared, and no more."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -312,15 +313,23 @@ def check_leash_in_loss(
     Source: Tang and Munos 2025, On a few pitfalls in KL divergence gradient estimation for RL. Chapter 15.
     """
     check_shapes(pull=pull, away=away, weights=weights, mask=mask)
-    away, got = away.detach(), pull.detach()
+    away, got, edge = away.detach(), pull.detach(), 10 * tolerance
     expected = {name: torch.where(mask, kl_coef * weights * slope(away), 0.0) for name, slope in SLOPES.items()}
-    fits = [name for name, slope in expected.items() if not unlike(got, slope, 10 * tolerance).any()]
+    fits = [name for name, slope in expected.items() if not unlike(got, slope, edge).any()]
     if estimate in fits and (estimate != "k1" or kl_coef == 0):
         return
+    declared = expected[estimate]
+    fitted = float((got * declared).sum() / declared.square().sum().clamp(min=1e-30))
     if "k1" in fits:
         cause = "k1 in the loss: the same pull at every token, with expectation 0, so it is noise and no leash"
+    elif fits:
+        cause = f"another estimate ({fits[0]})"
+    elif not unlike(got, -declared, edge).any():
+        cause = "the sign: distance from the reference is paid for; a KL is added to what is minimised"
+    elif not unlike(got, fitted * declared, edge).any():
+        cause = f"the leash counts {fitted:.3g} times: added more than once, or with another coefficient or mean"
     else:
-        cause = f"another estimate ({fits[0]})" if fits else "another coefficient, mean or reference, or the sign"
+        cause = "another mean or another reference"
     raise InvariantViolation(
         "leash_in_loss",
         f"a mean pull of {float(got[mask].mean()):.3g} on the log-probs from the KL in the loss",
@@ -328,5 +337,124 @@ def check_leash_in_loss(
         f"{'k2 or k3' if estimate == 'k1' else estimate}",
         cause,
         "k1 belongs into the reward; in the loss kl_coef * masked_mean(kl_k3(log_probs, ref_log_probs), mask)",
+        "15",
+    )
+
+
+def check_leash_once(leash: tuple[str, float] | None, in_reward: bool = False, in_loss: bool | None = None) -> None:
+    """The leash stands where it was declared: in the reward or in the loss, and not in both or in neither.
+
+    Args:
+        leash: declared for the loss, estimate and coefficient; None: it is declared for the reward, or there is none.
+        in_reward: the rewards hold a KL with a coefficient that is not 0.
+        in_loss: the losses hold a KL; None where they are not known yet.
+
+    Raises:
+        InvariantViolation: named "leash_in_loss".
+
+    Example:
+        >>> check_leash_once(("k3", 0.04), in_loss=True)
+
+    Chapter 15.
+    """
+    if leash is not None and leash[1] == 0:
+        return
+    if leash is not None and in_reward:
+        got, cause = "a KL in the rewards too", "the leash is counted twice, in the reward and in the loss"
+    elif leash is not None and in_loss is False:
+        got, cause = "no KL in the loss", "the leash is absent: nothing holds the policy to its reference"
+    elif leash is None and in_loss:
+        got, cause = "a KL in the loss", "a leash that was not declared; beside one in the reward it counts twice"
+    else:
+        return
+    raise InvariantViolation(
+        "leash_in_loss",
+        got,
+        "none in the loss" if leash is None else f"{leash[1]:g} times {leash[0]} in the loss, and nowhere else",
+        cause,
+        "one leash: kl_coef * kl_k1 taken off the rewards, or kl_coef * masked_mean(kl_k3, mask) added to the loss",
+        "15",
+    )
+
+
+def check_initial_loss(losses: Tensor, tolerance: float) -> None:
+    """Where the policy is its reference, DPO has no opinion yet: each pair costs log 2.
+
+        loss = -log sigmoid(beta (0 - 0)) = log 2
+
+    Args:
+        losses: [N] nats, of the pairs of the first step. tolerance: nats.
+
+    Raises:
+        InvariantViolation: named "initial_loss".
+
+    Example:
+        >>> check_initial_loss(torch.tensor([0.6931, 0.6932]), 1e-3)
+
+    Source: Rafailov et al. 2023, Direct Preference Optimization, equation 7. Chapter 15.
+    """
+    apart = (losses.detach() - math.log(2)).abs()
+    if not apart.max() <= tolerance:
+        pair = int(apart.argmax())
+        raise InvariantViolation(
+            "initial_loss",
+            f"a loss of {float(losses[pair]):.4g} for pair {pair} before the first step",
+            "log 2 = 0.6931 for every pair, since policy and reference are one model",
+            "the reference is missing from the loss, or its log-probs are those of other replies",
+            "dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta), all four in one order",
+            "15",
+        )
+
+
+def check_distillation(
+    logit_gradient: Tensor,
+    logits: Tensor,
+    wanted: Tensor,
+    tokens: Tensor,
+    mask: Tensor,
+    count: int,
+    credit: str,
+    tolerance: float,
+) -> None:
+    """What distillation does to the logits of the student is the derivative of the declared reverse KL.
+
+        token   count * d loss / d z_t = p (log p - log q - KL_t),           p, q of student and teacher
+        rest    count * d loss / d z_t = G_t (onehot(token) - p),            G_t = sum from t on of log p - log q
+
+    Args:
+        logit_gradient: [B, T, V] by z = logits. logits, wanted: [B, T, V] of student and teacher, temperature divided
+            out. tokens: [B, T]. mask: [B, T] bool. count: replies of the whole minibatch.
+        credit: "token" or "rest". tolerance: relative.
+
+    Raises:
+        InvariantViolation: named "distillation", with the usual slip that reproduces the numbers where one does.
+
+    Source: as `recipes.distil`. Chapter 15.
+    """
+    check_shapes(tokens=tokens, mask=mask, logits=logits[..., 0], wanted=wanted[..., 0])
+    log_p, log_q = logits.detach().log_softmax(-1), wanted.detach().log_softmax(-1)
+    p, away, got = log_p.exp(), log_p - log_q, logit_gradient.detach() * count
+    score = one_hot(tokens, p.shape[-1]) - p  # d log p(token) / dz
+    k1 = torch.where(mask, away.gather(-1, tokens[..., None]).squeeze(-1), 0.0)
+    ahead = k1.flip(1).cumsum(1).flip(1)
+    pulls = {"token": p * (away - (p * away).sum(-1, keepdim=True)), "rest": ahead[..., None] * score}
+    slips = {
+        "k1 in the loss: its gradient is that of log p, with expectation 0, so it is noise": score,
+        "the other direction: KL(teacher || student), which belongs on replies of the teacher": p - log_q.exp(),
+        "the sign: the student is pushed away from its teacher": -pulls[credit],
+        "the KL of a token alone, as if it changed nothing later": k1[..., None] * score,
+    }
+    edge, expected = 10 * tolerance, torch.where(mask[..., None], pulls[credit], 0.0)
+    if not unlike(got, expected, edge).any():
+        return
+    fits = (why for why, slip in slips.items() if not unlike(got, torch.where(mask[..., None], slip, 0.0), edge).any())
+    fitted = float((got * expected).sum() / expected.square().sum().clamp(min=1e-30))
+    raise InvariantViolation(
+        "distillation",
+        f"a pull on the logits that is {fitted:.3g} times that of the reverse KL, up to "
+        f"{float((got - expected).abs().max()):.3g} off",
+        f"that of KL(student || teacher) with credit {credit!r}, averaged over the replies",
+        next(fits, "another mean or temperature, another teacher, tokens of padding, or an undeclared term"),
+        "categorical_kl(logits, wanted) * mask, summed over the tokens, divided by the replies",
         "15",
     )

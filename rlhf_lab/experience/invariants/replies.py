@@ -99,6 +99,53 @@ def check_rescored(
         )
 
 
+def check_totals(
+    lm: LanguageModel, batch: TokenBatch, totals: Tensor, temperature: float, tolerance: float, whose: str
+) -> None:
+    """Log-probs of whole replies, as a run uses them, are those of one more pass over the same rows.
+
+        totals[b] = sum_t log softmax(logits[b, t] / temperature)[token]
+
+    Cost: two forward passes over the rows given, so give it a few.
+
+    Args:
+        totals: [B] nats, of the replies of `batch` under `lm`. temperature: declared.
+        tolerance: nats a token, from `tolerance_for`. whose: pass they are from, for the message.
+
+    Raises:
+        InvariantViolation: named "rescored": dropout is on, or the temperature is another.
+
+    Chapters 07, 15.
+    """
+    with torch.no_grad():
+        logits, again = forward(lm, batch).logits, forward(lm, batch).logits
+    lengths = batch.response_lengths.clamp(min=1)
+
+    def off(totals: Tensor, logits: Tensor, at: float) -> tuple[float, float]:
+        apart = (totals.detach() - _log_probs(logits, batch, at).sum(1)).abs() / lengths
+        return float(apart.mean()), float(apart.max())
+
+    mean, worst = off(totals, logits, temperature)
+    if not too_far(mean, worst, tolerance):
+        return
+    rounding = max(1e-3, tolerance)
+    fitted = min(_TEMPERATURES, key=lambda at: off(totals, logits, at))
+    if off(_log_probs(again, batch, 1.0).sum(1), logits, 1.0)[0] > rounding:
+        cause = DROPOUT
+    elif off(totals, logits, fitted)[0] < rounding:
+        cause = f"{whose} used temperature {fitted:g} where {temperature:g} was meant"
+    else:
+        cause = MISMATCH_CAUSES
+    raise InvariantViolation(
+        "rescored",
+        f"log-probs from {whose} that are {mean:.2g} nats a token off on average and {worst:.2g} at worst",
+        f"at most {tolerance:g} and {10 * tolerance:g} from those of one more pass over the same tokens",
+        cause,
+        "score policy, reference and teacher with one temperature and `models.scoring`, in eval mode",
+        "07 or 15",
+    )
+
+
 def check_padding(
     lm: LanguageModel, batch: TokenBatch, log_probs: Tensor, temperature: float, tolerance: float
 ) -> None:
@@ -227,6 +274,18 @@ def check_initial_kl(
         )
 
 
+def same_weights(ours: torch.nn.Module, theirs: torch.nn.Module) -> bool:
+    """Whether two models hold the same numbers, as a copy does before the first step.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 2)
+        >>> same_weights(layer, layer), same_weights(layer, torch.nn.Linear(2, 2))
+        (True, False)
+    """
+    one, other = ours.state_dict(), theirs.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
 def check_reference_apart(policy: torch.nn.Module, reference: torch.nn.Module) -> None:
     """Policy and reference share no memory, so training one leaves the other as it was.
 
@@ -303,12 +362,20 @@ def check_scores(scores: Tensor, again: Tensor, tolerance: float) -> None:
         )
 
 
-def diagnose(lm: LanguageModel, batch: TokenBatch, sampled: Tensor, scored: Tensor, temperature: float) -> str:
+def diagnose(
+    lm: LanguageModel,
+    batch: TokenBatch,
+    sampled: Tensor,
+    scored: Tensor,
+    temperature: float,
+    other: LanguageModel | None = None,
+) -> str:
     """Name the fault behind log-probs that disagree, by reproducing the usual ones; for after a violation.
 
     Args:
         sampled, scored: [B, T] nats for the rows of `batch`.
         temperature: the one that both should have.
+        other: a reference with the same weights, where it scored.
 
     Returns:
         The cause in words; the list of usual causes where none reproduces the numbers.
@@ -318,8 +385,11 @@ def diagnose(lm: LanguageModel, batch: TokenBatch, sampled: Tensor, scored: Tens
     with torch.no_grad():
         right, again = forward(lm, batch).logits, forward(lm, batch).logits
         unpositioned = _logits_without_positions(lm, batch)
+        others = [] if other is None else [forward(other, batch).logits for _ in range(2)]
     if _distance(_log_probs(again, batch, 1.0), right, batch, 1.0) > 1e-3:
-        return "dropout is on: two passes over the same tokens differ; the model is in training mode, call model.eval()"
+        return DROPOUT
+    if others and _distance(_log_probs(others[0], batch, 1.0), others[1], batch, 1.0) > 1e-3:
+        return "in the reference " + DROPOUT
     found, rounding = [], max(1e-3, tolerance_for(lm.precision))
     for side, given in (("sampling", sampled), ("scoring", scored)):
         if _distance(given, right, batch, temperature) < rounding:
@@ -332,6 +402,7 @@ def diagnose(lm: LanguageModel, batch: TokenBatch, sampled: Tensor, scored: Tens
     return "; ".join(found) or MISMATCH_CAUSES
 
 
+DROPOUT = "dropout is on: two passes over the same tokens differ; the model is in training mode, call model.eval()"
 _TEMPERATURES = [round(0.05 * k, 2) for k in range(2, 41)]  # what people set
 
 
