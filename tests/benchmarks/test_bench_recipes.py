@@ -35,7 +35,7 @@ def test_the_tape_plays_the_passes_of_each_step(tiny_gpt2, played, name, expecte
     pairs = bench.against_bare(CASES[name], tiny_gpt2, 1, 4)
     assert len(played) == 3
     assert len(pairs.library) == len(pairs.other) == 1  # the first two warm up
-    for passes in played:
+    for passes in played[1:]:  # in the first step DPO is checked, by passes over a few rows
         assert [one and (one.gradient, one.shape[0]) for one in passes] == expected
 
 
