@@ -38,6 +38,13 @@ def test_the_rate_of_a_method_is_its_best_of_three():
         assert max(tried, key=tried.__getitem__) == rate, pair
 
 
+def test_the_rate_in_the_town_is_the_best_of_three_by_true_reward():
+    for method, rate in methods.RATES.items():
+        names = {"part": "rates", "method": method}
+        tried = {x: column(methods.RESULTS, "true", rate=f"{x:g}", **names)[0] for x in methods.TRIED[method]}
+        assert max(tried, key=tried.__getitem__) == rate, method
+
+
 def test_paid_the_truth_ppo_and_rloo_are_near_the_frontier_and_grpo_is_not():
     for leash in ("0.2", "0.5", "1"):
         assert mean_interval(gap("ppo", leash)).high < 0.06
