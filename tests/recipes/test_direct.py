@@ -190,3 +190,16 @@ def test_dropout_is_named_in_policy_and_reference_and_nothing_without(precision)
         train_dpo(lm, FEEDBACK, CONFIG, reference=with_dropout(lm))
     for reference in (None, changed(lm)):
         train_dpo(lm, FEEDBACK, CONFIG, reference=reference)
+
+
+def test_the_check_is_made_once_before_the_first_step(monkeypatch):
+    losses, check = [], direct.check_start
+
+    def keep(lm, reference, config, batch, log_probs, known, of_pairs):
+        losses.append(of_pairs)
+        check(lm, reference, config, batch, log_probs, known, of_pairs)
+
+    monkeypatch.setattr(direct, "check_start", keep)
+    train_dpo(word_model(), FEEDBACK, replace(CONFIG, epochs=3))
+    [first] = losses
+    torch.testing.assert_close(first, torch.full_like(first, math.log(2)))

@@ -253,6 +253,35 @@ def test_a_teacher_that_learns_along_or_has_dropout_is_named(monkeypatch):
         train_distilled(student, teacher, PROMPTS, config, evaluate=follow)
 
 
+def test_the_gradient_of_an_earlier_minibatch_is_named(monkeypatch):
+    monkeypatch.setattr(torch.optim.AdamW, "zero_grad", lambda optimiser: None)
+    with pytest.raises(InvariantViolation, match=r"(?s)fresh_gradient: .*still there"):
+        train_distilled(word_model(), moved(word_model()), PROMPTS, replace(CONFIG, minibatch_rows=12))
+
+
+def test_a_student_that_is_its_teacher_begins_at_a_kl_of_0(monkeypatch):
+    lm = word_model(spread=0.3)
+    train_distilled(lm, lm, PROMPTS, replace(CONFIG, iterations=3))
+    monkeypatch.setattr(distil, "sample_responses", hotter)
+    with pytest.raises(InvariantViolation, match=r"(?s)^initial_kl: .*sampling used temperature 1.4 where 0.7"):
+        train_distilled(lm, lm, PROMPTS, CONFIG)
+
+
+def test_a_run_that_goes_on_bets_with_what_it_has_won(monkeypatch, tmp_path):
+    books, checks = [], distil.LiveChecks
+
+    def keep(student, teacher, temperature, limit, book, **options):
+        books.append(book)
+        return checks(student, teacher, temperature, limit, book, **options)
+
+    monkeypatch.setattr(distil, "LiveChecks", keep)
+    config = replace(CONFIG, iterations=4, evaluate_every=1)
+    check_it_goes_on(partial(train_distilled, word_model(), word_model(), PROMPTS, config), tmp_path / "run.pt")
+    whole, _, resumed = books
+    assert whole["sampled_law"]["tokens"] > 0
+    assert resumed["sampled_law"] == whole["sampled_law"]
+
+
 def test_the_kl_that_is_only_reported_has_no_graph(monkeypatch):
     needs = []
     monkeypatch.setattr(distil, "categorical_kl", lambda p, q: needs.append(p.requires_grad) or categorical_kl(p, q))

@@ -296,6 +296,11 @@ def test_a_leash_in_the_rewards_beside_one_in_the_loss_is_named():
     checks.rewards(zero, zero[:, 0], zero, zero, zero, zero == 0, kl_coef=0.0)
 
 
+def test_a_leash_of_0_may_be_left_out(monkeypatch):
+    monkeypatch.setattr(group, "group_losses", leashed(lambda leash: None))
+    train_group(word_model(), PROMPTS, share_of_c, replace(FAST["grpo"], iterations=2, kl_coef=0.0))
+
+
 def test_dropout_in_a_reference_is_named_as_such():
     lm = word_model()
     reference = with_dropout(lm)
